@@ -39,7 +39,9 @@ impl Trimmer {
             forgotten => forgotten?,
         }
         let logs = capacity.give_back(&gone).await?;
-        tracing::info!(logs, "gave back the places of brokers that are gone");
+        if logs > 0 {
+            tracing::info!(logs, "gave back the places of brokers that are gone");
+        }
         Ok(())
     }
 

@@ -203,18 +203,17 @@ struct FoundCheckpoint {
 
 /// The bounds of a broker's logs, as its new Triggers are placed.
 struct PresentBounds {
-    /// Whether the log of events has no record yet. Then its first one is at the end of these bounds.
-    is_new: bool,
+    /// First offset that the log of events ever had.
+    start: Offset,
     events: Result<LogBounds, LogError>,
     letters: Result<LogBounds, LogError>,
 }
 
 impl PresentBounds {
     async fn read(logs: &BrokerLogs) -> Self {
-        let is_new = logs.events.is_new();
         let (events, letters) = tokio::join!(logs.events.bounds(), logs.letters.bounds());
         Self {
-            is_new,
+            start: logs.events.start(),
             events,
             letters,
         }
@@ -248,10 +247,10 @@ fn restored(
              events beyond are dropped"
         );
     }
-    let is_behind = bounds.is_new && progress.next() < end;
+    let is_behind = progress.next() < bounds.start;
     if is_behind {
         // No event was missed in between: the log has begun further on since the Trigger was placed.
-        progress.advance(end);
+        progress.advance(bounds.start);
     }
     Ok((StartPosition::known(progress), is_beyond || is_behind))
 }

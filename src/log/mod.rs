@@ -180,10 +180,10 @@ pub trait Log: Send + Sync + 'static {
     /// Returns [`Log::bounds`] as last seen, for metrics and log lines.
     fn cached_bounds(&self) -> LogBounds;
 
-    /// Whether the log never had a record, or none since it was given back. The offsets before its first record are
-    /// of no event.
-    fn is_new(&self) -> bool {
-        false
+    /// First offset that the log ever had, or has had since it was given back; of a log without records, that of the
+    /// first one. The offsets below are of no event.
+    fn start(&self) -> Offset {
+        Offset(0)
     }
 
     /// Bytes of the retained payloads as last seen: this log's part of [`LogProvider::usage`].

@@ -10,6 +10,8 @@
 //!   space than the reserve is rejected beforehand. Appends stop first, cursors at half the reserve, trims at a
 //!   quarter, so that a full log can still be emptied; dropped tables return their space and the log recovers by
 //!   itself.
+//! - The storage library never blocks a commit because the tables of a shared keyspace have to be merged: records for
+//!   that keyspace are rejected beforehand.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -24,9 +26,10 @@ use super::{
     acknowledged::Acknowledged,
     broker::OpenLog,
     commit::{self, Acknowledgement, Commit},
+    compaction,
     fail_points::{self, Contents},
     keeper::CleanupQueue,
-    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader},
+    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, RecordKey, SHARED_KEYSPACES},
     lock::lock,
     memory::Memory,
     places::{Place, Places},
@@ -281,15 +284,45 @@ impl Committer {
                 )));
             }
         }
+        self.check_merged(broker)?;
         let length = payloads.iter().map(|payload| payload.len() as u64).sum();
         self.shared.check_room(purpose, &broker.name, length)?;
         let reserve = match purpose {
-            Purpose::NewEvents => self.shared.options.reserve_bytes,
+            // With room to rewrite any shared keyspace.
+            Purpose::NewEvents => {
+                self.shared.options.reserve_bytes + self.shared.largest_keyspace.load(Relaxed)
+            }
             Purpose::Replies | Purpose::DeadLetter => self.shared.options.reserve_bytes / 2,
         };
-        let reserve = reserve + self.shared.largest_keyspace.load(Relaxed);
         self.room_on_disk(commit, reserve, cost)?;
         self.shared.take_room(purpose, &broker.name, length)
+    }
+
+    /// Rejects records for a shared keyspace whose tables have to be merged first, and asks for it.
+    fn check_merged(&self, broker: &OpenLog) -> Result<(), LogError> {
+        let numbers = match broker.stored() {
+            Some(stored) => match layout::shared_keyspace_of(stored.id) {
+                Some(number) => number..number + 1,
+                None => return Ok(()),
+            },
+            // It takes a place in any of them.
+            None => 0..SHARED_KEYSPACES,
+        };
+        let is_overdue = |number| {
+            let keyspace = self.shared.store.shared_keyspace(number);
+            keyspace.is_some_and(|keyspace| compaction::is_overdue(&keyspace))
+        };
+        if !numbers.clone().all(is_overdue) {
+            return Ok(());
+        }
+        for number in numbers {
+            self.keeper.tidy_shared(number, false);
+        }
+        Err(LogError::Unavailable(format!(
+            "broker {}: the tables of its keyspace have to be merged first; if this does not end, the router's log says \
+             why they cannot be",
+            broker.name
+        )))
     }
 
     /// Checks whether `cost` more bytes leave the reserve free: once in the journal and again later in a table,
@@ -381,17 +414,29 @@ impl Committer {
         let (log, start) = (LogName::from_key(&broker.name), broker.state().next);
         let places = self.shared.brokers.places_of(log.broker());
         let mut place = self.places.take(&log, places, start);
+        let mut skipped = 0;
         let stored = loop {
             let (Place::Reused(id) | Place::Own(id) | Place::Shared(id)) = place;
             let events = self.shared.store.keyspace(id).map_err(fatal)?;
+            // Never the place of other records: the entry of a log in `meta` may have been lost with a damaged journal.
+            let from = match place {
+                Place::Reused(_) => start,
+                Place::Own(_) | Place::Shared(_) => 0,
+            };
+            let records = RecordKey::new(id, from)..=RecordKey::new(id, u64::MAX);
+            if events.range(records).next().is_some() {
+                place = self.places.take_new();
+                continue;
+            }
             match place {
-                Place::Reused(_) => commit.reused.push(id),
-                Place::Shared(_) => self.shared.store.retained_from.set(id, start),
-                // Never another broker's keyspace: an entry in `meta` may have been lost with a damaged journal.
-                Place::Own(_) if !events.is_empty().map_err(fatal)? => {
+                // Not all of them are, see `check_merged`, but the last one could be since.
+                Place::Shared(_) if skipped < SHARED_KEYSPACES && compaction::is_overdue(&events) => {
+                    skipped += 1;
                     place = self.places.take_new();
                     continue;
                 }
+                Place::Shared(_) => self.shared.store.retained_from.set(id, start),
+                Place::Reused(_) => commit.reused.push(id),
                 Place::Own(_) => {}
             }
             break BrokerKeyspace { id, events };

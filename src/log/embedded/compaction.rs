@@ -8,8 +8,8 @@
 //! - Where at least as much was trimmed as is retained, all tables of the keyspace are rewritten, level by level
 //!   ([`rewrite`]). So each byte is rewritten about once for each byte that it gives back.
 //!
-//! All of it is done by the keeper (`keeper.rs`), and only with room for it on the disk: the committer keeps as much
-//! free as the largest shared keyspace has.
+//! All of it is done by the keeper (`keeper.rs`), and only with room for it on the disk: new events leave as much free
+//! as the largest shared keyspace has.
 
 use std::sync::Arc;
 
@@ -21,14 +21,21 @@ use super::{
     store::{MIB, forget_past},
 };
 
-/// Number of tables written from memory at which they are merged with the next level. The storage library slows
-/// writers down at 20.
+/// Number of tables written from memory at which they are merged with the next level.
 const MERGE_RUNS: u8 = 4;
+/// Number of them at which a keyspace takes no more records. At 30 the storage library blocks a commit until they are
+/// merged, however long that takes; a few more can be written from what is in memory.
+const MAX_RUNS: usize = 20;
 /// Size of merged tables.
 const TABLE: u64 = 4 * MIB;
 /// Maximum number of steps of one call. A keyspace is looked at again with each table written.
 const STEPS: usize = 64;
 const LEVELS: u8 = 7;
+
+/// Whether a shared keyspace can take no more records until its tables are merged.
+pub(super) fn is_overdue(keyspace: &Keyspace) -> bool {
+    keyspace.tree.l0_run_count() >= MAX_RUNS
+}
 
 /// Merges the tables written from memory with those below, if there are many, and so on level by level. Returns
 /// whether there were. `has_room` tells whether there is room on the disk for so many more bytes.
@@ -59,7 +66,7 @@ pub(super) fn merge(
 }
 
 /// Rewrites all tables without trimmed records. Returns false if there is no room on the disk for it: for the
-/// `retained` bytes, or all that there are.
+/// `retained` bytes with their overhead, or all that there are.
 pub(super) fn rewrite(
     keyspace: &Keyspace,
     past: fjall::SeqNo,

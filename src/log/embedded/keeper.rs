@@ -12,7 +12,7 @@ use super::{
     compaction,
     layout::{self, SHARED_KEYSPACES},
     shared::Shared,
-    store::{self, MIB},
+    store::{self, MIB, Store},
 };
 
 /// Maximum requests waiting for cleanup. More are not remembered: each trim asks again.
@@ -20,6 +20,9 @@ const QUEUE: usize = 256;
 
 /// Trimmed bytes for which a shared keyspace is not rewritten yet.
 const TRIMMED_LITTLE: u64 = MIB;
+
+/// Approximate size of a record in a table, beside its payload.
+const RECORD_OVERHEAD: u64 = 64;
 
 /// What to clean up.
 enum Cleanup {
@@ -71,14 +74,15 @@ pub(super) fn keeper(shared: Arc<Shared>) -> (CleanupQueue, impl FnOnce() + Send
 }
 
 fn tidy_log(broker: &OpenLog) -> fjall::Result<()> {
+    // Published state is durable, see `store::reclaim`. Read first: should the log take another place meanwhile, its
+    // records there are above.
+    let state = broker.state();
     let Some(stored) = broker.stored() else {
         return Ok(());
     };
     if layout::is_shared(stored.id) {
         return Ok(());
     }
-    // Published state is durable, see `store::reclaim`.
-    let state = broker.state();
     store::reclaim(&stored.events, state.first)?;
     store::merge_small_tables(&stored.events, state.bytes())
 }
@@ -87,9 +91,10 @@ fn tidy_keyspace(shared: &Shared, number: u32, is_needed: bool) -> fjall::Result
     let Some(keyspace) = shared.store.shared_keyspace(number) else {
         return Ok(());
     };
-    // Both are repeatable, and what they need at a time is small beside the reserve or kept free.
+    // Both are repeatable, and what they need at a time is small beside the reserve or kept free. What is in memory is
+    // written to tables meanwhile.
     let has_room = |bytes: u64| {
-        let reserve = shared.options.reserve_bytes / 4;
+        let reserve = shared.options.reserve_bytes / 4 + shared.store.unflushed();
         (shared.free_space)(&shared.directory).is_ok_and(|free| free >= reserve + bytes)
     };
     if compaction::merge(&keyspace, shared.store.past(), has_room)? {
@@ -101,26 +106,30 @@ fn tidy_keyspace(shared: &Shared, number: u32, is_needed: bool) -> fjall::Result
     if bytes <= few {
         return Ok(());
     }
-    let retained = retained(shared, number);
+    let (retained, records) = retained(shared, number);
     if bytes < if is_needed { retained / 8 } else { retained } {
         return Ok(());
     }
     // What is trimmed from now on counts for the next time.
-    if compaction::rewrite(&keyspace, shared.store.past(), retained, has_room)? {
+    let stored = retained + records * RECORD_OVERHEAD;
+    if compaction::rewrite(&keyspace, shared.store.past(), stored, has_room)? {
         trimmed.fetch_sub(bytes, Relaxed);
     }
     shared.measure_keyspaces();
     Ok(())
 }
 
-/// Retained bytes of the logs in a shared keyspace.
-fn retained(shared: &Shared, number: u32) -> u64 {
+/// Retained payload bytes and records of the logs in a shared keyspace.
+fn retained(shared: &Shared, number: u32) -> (u64, u64) {
     let is_in = |broker: &Arc<OpenLog>| {
         let stored = broker.stored();
         stored.is_some_and(|stored| layout::shared_keyspace_of(stored.id) == Some(number))
     };
     let brokers = shared.brokers.all().into_iter().filter(is_in);
-    brokers.map(|broker| broker.state().bytes()).sum()
+    brokers.fold((0, 0), |(bytes, records), broker| {
+        let state = broker.state();
+        (bytes + state.bytes(), records + (state.next - state.first))
+    })
 }
 
 impl CleanupQueue {
@@ -140,6 +149,13 @@ impl CleanupQueue {
         let wanted = if is_needed { NEEDED } else { REGULARLY };
         if requested.fetch_max(wanted, Relaxed) == NOT && !self.ask(Cleanup::Keyspace(number)) {
             requested.store(NOT, Relaxed);
+        }
+    }
+
+    /// Cleans up all shared keyspaces that exist.
+    pub(super) fn tidy_all_shared(&self, store: &Store) {
+        for number in store.shared_keyspaces().into_keys() {
+            self.tidy_shared(number, false);
         }
     }
 

@@ -204,6 +204,9 @@ impl EmbeddedLog {
             .map(|broker| LogName::from_key(&broker.name).broker().clone())
             .collect();
         places.count(names.iter().map(|broker| shared.brokers.places_of(broker)));
+        shared
+            .is_short_of_places
+            .store(places.are_nearly_full(), Ordering::Relaxed);
         shared.find_trimmed();
         // A crash may have happened between a trim and dropping its tables.
         for broker in brokers {
@@ -219,6 +222,8 @@ impl EmbeddedLog {
         let readers = Readers::start(spawn)?;
         let (keeper, run) = keeper::keeper(shared.clone());
         let keeper_thread = spawn("log-keeper", Box::new(run))?;
+        // Tables that were not merged before the log was closed.
+        keeper.tidy_all_shared(&shared.store);
         let committer = Committer::new(shared.clone(), acknowledged, keeper, places, records);
         let committer_thread = spawn("log-committer", Box::new(move || committer.run(receiver)))?;
         let queue = Arc::new(Semaphore::new(shared.options.queue_bytes.div_ceil(PERMIT_BYTES)));
@@ -390,8 +395,8 @@ impl Log for OneLog {
         self.broker.bounds()
     }
 
-    fn is_new(&self) -> bool {
-        !self.broker.is_stored()
+    fn start(&self) -> Offset {
+        Offset(self.broker.state().start)
     }
 
     fn retained(&self) -> u64 {

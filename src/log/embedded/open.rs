@@ -158,10 +158,11 @@ impl Open {
     }
 
     pub(super) async fn find_time(&self, broker: &Arc<OpenLog>, time: Timestamp) -> Result<Offset, LogError> {
-        let Some(stored) = broker.stored() else {
-            return Ok(broker.bounds().next);
-        };
+        // Bounds first: should the log take another place meanwhile, its records there are above.
         let (bounds, millis) = (broker.bounds(), record::millis(time));
+        let Some(stored) = broker.stored() else {
+            return Ok(bounds.next);
+        };
         // Retention asks for every log again and again, and mostly its first record is young enough.
         if broker
             .accepted_at(bounds.first)

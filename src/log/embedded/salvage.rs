@@ -11,6 +11,7 @@ use fjall::PersistMode;
 use super::{
     EmbeddedLog, EmbeddedOptions,
     acknowledged::Acknowledged,
+    compaction,
     layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, GivenBack, RecordHeader, Registered, SHARED_IDS},
     raw,
     store::{BrokerKeyspace, MIB, Store},
@@ -113,6 +114,10 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(store: &'a Store, stored: BrokerKeyspace) -> Self {
+        if layout::is_shared(stored.id) {
+            // Otherwise merging drops its records.
+            store.retained_from.set(stored.id, 0);
+        }
         Self {
             store,
             stored,
@@ -230,9 +235,43 @@ impl<'a> Writer<'a> {
 
     fn flush(&mut self) -> Result<(), String> {
         self.in_memory = 0;
-        self.stored
-            .events
-            .rotate_memtable_and_wait()
-            .map_err(|e| e.to_string())
+        let events = &self.stored.events;
+        let flushed = events.rotate_memtable_and_wait();
+        // The storage library blocks writes to a keyspace with many tables that are not merged.
+        let merged = flushed.and_then(|()| match layout::is_shared(self.stored.id) {
+            true => compaction::merge(events, self.store.past(), |_| true),
+            false => Ok(false),
+        });
+        merged.map(drop).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_shared_keyspaces_are_merged_on_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let header = RecordHeader {
+            accepted_millis: 0,
+            bytes_before: 0,
+        };
+        let ids = [SHARED_IDS, SHARED_IDS + layout::SHARED_KEYSPACES];
+        let events = store.keyspace(SHARED_IDS).unwrap();
+        for id in ids {
+            let events = events.clone();
+            let mut writer = Writer::new(&store, BrokerKeyspace { id, events });
+            for offset in 0..40 {
+                writer.record(offset, Some(header), b"a").unwrap();
+                writer.commit().unwrap();
+                writer.flush().unwrap();
+            }
+        }
+        for id in ids {
+            let records = layout::RecordKey::new(id, 0)..=layout::RecordKey::new(id, u64::MAX);
+            assert_eq!(events.range(records).count(), 40);
+        }
     }
 }

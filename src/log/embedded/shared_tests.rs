@@ -452,6 +452,131 @@ async fn behaves_like_the_model(steps: Vec<PlaceStep>, own_keyspaces: u32, tail_
     }
 }
 
+/// Writes so many tables of one shared keyspace that it takes no more records.
+async fn with_tables_to_merge(directory: &Path) -> EmbeddedLog {
+    let log = open_with_own_keyspaces(directory, 0).unwrap();
+    for _ in 0..25 {
+        log.append("n/a", payloads(&["a"]), at(0)).await.unwrap();
+        flush(&log);
+        if compaction::is_overdue(&log.0.shared.store.shared_keyspace(0).unwrap()) {
+            return log;
+        }
+    }
+    panic!("the tables were merged already");
+}
+
+#[tokio::test]
+async fn a_keyspace_whose_tables_are_not_merged_rejects_records_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = with_tables_to_merge(directory.path()).await;
+    let refused = log.append("n/a", payloads(&["a"]), at(0)).await;
+    assert!(matches!(refused, Err(LogError::Unavailable(_))), "{refused:?}");
+    log.append("n/b", payloads(&["a"]), at(0)).await.unwrap();
+    log.save(vec![("t".to_owned(), Some("1".into()))]).await.unwrap();
+    let mut appended = log.bounds("n/a").next.0;
+    while appended < 80 {
+        match log.append("n/a", payloads(&["a"]), at(0)).await {
+            Ok(_) => appended += 1,
+            // Merged by the keeper, which was asked.
+            Err(LogError::Unavailable(_)) => tokio::task::yield_now().await,
+            Err(e) => panic!("{e}"),
+        }
+        flush(&log);
+    }
+    assert_eq!(log.read("n/a", Offset(0), ALL).await.unwrap().len(), 80);
+}
+
+#[tokio::test]
+async fn a_new_log_takes_a_keyspace_whose_tables_are_merged() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = with_tables_to_merge(directory.path()).await;
+    let mut keyspaces: Vec<_> = (0..layout::SHARED_KEYSPACES).collect();
+    for number in 0..layout::SHARED_KEYSPACES {
+        let key = format!("n/new{number}");
+        log.append(&key, payloads(&["a"]), at(0)).await.unwrap();
+        let taken = layout::shared_keyspace_of(id_of(&log, &key));
+        keyspaces.retain(|number| Some(*number) != taken);
+    }
+    assert_eq!(keyspaces, [0]);
+}
+
+#[tokio::test]
+async fn tables_are_merged_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = with_tables_to_merge(directory.path()).await;
+    log.close().await.unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    // Closing waits for the keeper.
+    log.close().await.unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    assert!(tables_of(&log, "n/a") < 20);
+    let records = log.read("n/a", Offset(0), ALL).await.unwrap();
+    assert_eq!(records.len() as u64, log.bounds("n/a").next.0);
+}
+
+/// Writes a record whose log is not known, as after the loss of its entry.
+fn write_stray(log: &EmbeddedLog, id: u32, offset: u64) {
+    let header = layout::RecordHeader {
+        accepted_millis: 0,
+        bytes_before: 0,
+    };
+    let value = layout::record_value(offset, header, b"stray");
+    let keyspace = log.0.shared.store.keyspace(id).unwrap();
+    keyspace
+        .insert(layout::RecordKey::new(id, offset).as_ref(), value)
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_place_with_records_of_another_log_is_never_taken() {
+    for (own_keyspaces, stray, expected) in [
+        (0, layout::SHARED_IDS, layout::SHARED_IDS + 1),
+        (1, 0, layout::SHARED_IDS),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open_with_own_keyspaces(directory.path(), own_keyspaces).unwrap();
+        if own_keyspaces > 0 {
+            log.append("n/gone", payloads(&["a"]), at(0)).await.unwrap();
+            log.trim("n/gone", Offset(1)).await.unwrap();
+            assert_eq!(give_back(&log, &["n/gone"]).await, 1);
+        }
+        write_stray(&log, stray, 7);
+        let first = log.append("n/a", payloads(&["a"]), at(0)).await.unwrap();
+        assert_eq!(id_of(&log, "n/a"), expected);
+        log.close().await.unwrap();
+        let log = open_with_own_keyspaces(directory.path(), own_keyspaces).unwrap();
+        assert_eq!(log.bounds("n/a").next, first.plus(1));
+    }
+}
+
+#[tokio::test]
+async fn a_log_short_of_places_knows_it_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    let store = &log.0.shared.store;
+    let mut batch = store.batch();
+    // Three quarters of all brokers, and one.
+    for number in 0..24_577 {
+        let id = layout::SHARED_IDS + number;
+        store.keyspace(id).unwrap();
+        let entry = layout::Registered {
+            id,
+            first: 0,
+            bytes_before_first: 0,
+            last_accepted_millis: 0,
+            start: 0,
+        };
+        let key = layout::broker_key(&format!("n/b{number}"));
+        batch.insert(&store.meta, key, entry.to_value());
+    }
+    batch.commit().unwrap();
+    log.close().await.unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    assert!(log.is_short_of_places());
+    assert_eq!(give_back(&log, &["n/b0"]).await, 1);
+    assert!(!log.is_short_of_places());
+}
+
 /// Resident memory of this process, in KiB.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();

@@ -2,7 +2,7 @@
 //! stay the same and checkpoints are copied unchanged. An interrupted copy can resume: the state stream records that a
 //! copy has begun, and each batch names the sequence that it must follow.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_nats::header;
 use bytes::Bytes;
@@ -49,8 +49,31 @@ pub struct CopyReport {
     pub checkpoints: usize,
 }
 
+/// Adds the logs without records whose first one is not at 0: the checkpoints of their Triggers are of that offset, so
+/// their streams must begin there.
+async fn with_logs_of_checkpoints(
+    from: &dyn LogProvider,
+    mut names: Vec<LogName>,
+    checkpoints: &[(CheckpointKey, Bytes)],
+    broker_of: BrokerOf,
+) -> Result<Vec<LogName>, LogError> {
+    let known: BTreeSet<_> = names.iter().cloned().collect();
+    let brokers: BTreeSet<_> = checkpoints
+        .iter()
+        .filter_map(|(key, value)| broker_of(key, value))
+        .collect();
+    for broker in brokers {
+        for name in [LogName::Events(broker.clone()), LogName::DeadLetters(broker)] {
+            if !known.contains(&name) && from.open(&name).bounds().await?.next > Offset(0) {
+                names.push(name);
+            }
+        }
+    }
+    Ok(names)
+}
+
 impl JetStream {
-    /// Copies these logs and all checkpoints. The logs must not change meanwhile.
+    /// Copies these logs, all checkpoints, and the logs that they are of. The logs must not change meanwhile.
     pub(super) async fn copy_from(
         self: &Arc<Self>,
         from: &dyn LogProvider,
@@ -85,6 +108,8 @@ impl JetStream {
     ) -> Result<CopyReport, LogError> {
         self.begin().await?;
         let mut report = CopyReport::default();
+        let checkpoints = from.checkpoints(Ownership::default()).load_all().await?;
+        let names = with_logs_of_checkpoints(from, names, &checkpoints, broker_of).await?;
         // The positions of an embedded log are of whole brokers.
         let brokers: Vec<_> = names.iter().map(|name| name.broker().clone()).collect();
         self.partitions
@@ -94,7 +119,6 @@ impl JetStream {
             let bounds = self.copy_log(&*from.open(&name)).await?;
             report.logs.push((name, bounds));
         }
-        let checkpoints = from.checkpoints(Ownership::default()).load_all().await?;
         report.checkpoints = checkpoints.len();
         self.copy_checkpoints(&checkpoints, broker_of).await?;
         self.set_copy_state(DONE).await?;
