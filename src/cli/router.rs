@@ -332,8 +332,8 @@ pub struct RouterArgs {
     )]
     pub deny_uri_addresses: Vec<IpNet>,
 
-    /// Name of the only router that runs Sources with a schedule, for several routers with --log embedded. Without it, each of
-    /// them does, so that every scheduled time has an event at each.
+    /// Name of the only router that runs Sources with a schedule, for several routers with --log embedded. Without it every
+    /// router runs them, and each scheduled time yields one event per router.
     #[arg(
         long,
         env = "WEIR_SOURCES_ROUTER",
