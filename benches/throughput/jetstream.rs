@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{
-    BODY, Figures, Process, Weir, await_count, client, get, get_with, mebibytes, now, number, post, trigger,
+    BODY, Figures, Process, Weir, await_count, client, get, get_with, mebibytes, number, post_all, trigger,
 };
 
 /// Requests in flight.
@@ -30,7 +30,7 @@ const SHARDS: u16 = 24;
 
 /// How often one router and three are compared, and with how many requests in flight.
 const SCALE_PAIRS: usize = 3;
-const SCALE_IN_FLIGHT: usize = 192;
+const SCALE_IN_FLIGHT: u64 = 192;
 
 /// Three servers that sync messages before they acknowledge them.
 struct Servers {
@@ -180,25 +180,8 @@ async fn deliveries_of(routers: u64, sink: SocketAddr, events: u64) -> f64 {
     divided(&routers).await;
     let (client, began) = (client(), Instant::now());
     get(&client, format!("http://{sink}/times")).await;
-    let (next, body) = (Arc::new(AtomicU64::new(0)), Bytes::from(vec![b'x'; BODY]));
-    let posting: Vec<_> = (0..SCALE_IN_FLIGHT)
-        .map(|number| {
-            let target = routers[number % routers.len()].target.clone();
-            let (client, next, body) = (client.clone(), next.clone(), body.clone());
-            tokio::spawn(async move {
-                loop {
-                    let number = next.fetch_add(1, Relaxed);
-                    if number >= events {
-                        return;
-                    }
-                    post(&client, &target, number, now(), body.clone()).await;
-                }
-            })
-        })
-        .collect();
-    for post in posting {
-        post.await.unwrap();
-    }
+    let targets: Vec<_> = routers.iter().map(|router| router.target.as_str()).collect();
+    post_all(&client, &targets, events, SCALE_IN_FLIGHT).await;
     await_count(&client, sink, events).await;
     events as f64 / began.elapsed().as_secs_f64()
 }

@@ -268,12 +268,20 @@ async fn measure(
     let client = client();
     get(&client, format!("http://{sink}/times")).await;
     let (processor_before, _) = process.usage();
-    let (began, next) = (Instant::now(), Arc::new(AtomicU64::new(0)));
-    let body = Bytes::from(vec![b'x'; BODY]);
+    let began = Instant::now();
+    post_all(&client, &[target], events, connections).await;
+    figures(process, &client, sink, events, fan_out, processor_before, began).await
+}
+
+/// Posts events over so many connections, which take turns in targets.
+async fn post_all(client: &HttpClient, targets: &[&str], events: u64, connections: u64) {
+    let (next, body) = (Arc::new(AtomicU64::new(0)), Bytes::from(vec![b'x'; BODY]));
+    let targets = targets.iter().cycle();
     let posting: Vec<_> = (0..connections)
-        .map(|_| {
-            let (client, next, body, target) =
-                (client.clone(), next.clone(), body.clone(), target.to_owned());
+        .zip(targets)
+        .map(|(_, target)| {
+            let (client, next, body) = (client.clone(), next.clone(), body.clone());
+            let target = (*target).to_owned();
             tokio::spawn(async move {
                 loop {
                     let number = next.fetch_add(1, Relaxed);
@@ -288,7 +296,6 @@ async fn measure(
     for post in posting {
         post.await.unwrap();
     }
-    figures(process, &client, sink, events, fan_out, processor_before, began).await
 }
 
 async fn post(client: &HttpClient, target: &str, number: u64, sent: u64, body: Bytes) {
