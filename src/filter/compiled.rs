@@ -75,8 +75,7 @@ struct Term {
 
 impl Error<'_> {
     /// Describes the error like `Display`, but never shows values of the event.
-    #[must_use]
-    pub fn without_data(&self) -> String {
+    fn without_data(&self) -> String {
         match self {
             Self::Sql(failure) => format!("sql: {}", failure.problem.without_data()),
             Self::Cel(_) | Self::TooExpensive => self.to_string(),
@@ -110,6 +109,18 @@ impl CompiledFilter {
     /// Whether the event matches every expression in the list.
     pub fn matches(&self, event: &Event) -> bool {
         matches!(self.decide(&Subject::new(event)), Decision::Pass)
+    }
+
+    /// As [`CompiledFilter::matches`], where it matters that an expression fails.
+    ///
+    /// # Errors
+    /// Why an expression fails for the event, without values of the event.
+    pub fn try_matches(&self, event: &Event) -> Result<bool, String> {
+        match self.decide(&Subject::new(event)) {
+            Decision::Pass => Ok(true),
+            Decision::Skip => Ok(false),
+            Decision::Failed(error) => Err(error.without_data()),
+        }
     }
 
     /// Evaluates every expression in the list. If the event does not match, also reports the last error, if any.

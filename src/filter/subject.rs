@@ -14,7 +14,7 @@ pub struct Subject<'a> {
     event: &'a Event,
     data: OnceLock<Result<Json, DataError>>,
     /// The request that the event is made of.
-    request: Option<&'a IncomingRequest>,
+    request: Option<&'a IncomingRequest<'a>>,
     body: OnceLock<Result<Json, DataError>>,
     steps: AtomicU64,
 }
@@ -33,14 +33,14 @@ impl<'a> Subject<'a> {
     }
 
     /// Creates a subject of an event and the request that it is made of. Parses nothing yet.
-    pub(super) fn of_request(event: &'a Event, request: &'a IncomingRequest) -> Self {
+    pub(super) fn of_request(event: &'a Event, request: &'a IncomingRequest<'a>) -> Self {
         Self {
             request: Some(request),
             ..Self::new(event)
         }
     }
 
-    pub(super) fn request(&self) -> Option<&IncomingRequest> {
+    pub(super) fn request(&self) -> Option<&IncomingRequest<'a>> {
         self.request
     }
 

@@ -192,25 +192,14 @@ impl From<Forgery> for Problem {
 
 impl From<WebhookRejection> for Problem {
     fn from(rejection: WebhookRejection) -> Self {
-        let reason = rejection.label();
-        match rejection {
-            WebhookRejection::Forged(forgery) => forgery.into(),
-            WebhookRejection::Invalid(invalid) => invalid.into(),
-            WebhookRejection::NotMapped(failure) => {
-                let title = "The Source cannot make an event of the request";
-                let status = StatusCode::UNPROCESSABLE_ENTITY;
-                Self::new(status, reason, title, failure.to_string())
-            }
-            failed @ WebhookRejection::NotFiltered(_) => {
-                let title = "A filter of the Source fails for the event";
-                Self::new(
-                    StatusCode::UNPROCESSABLE_ENTITY,
-                    reason,
-                    title,
-                    failed.to_string(),
-                )
-            }
-        }
+        let title = match rejection {
+            WebhookRejection::Forged(forgery) => return forgery.into(),
+            WebhookRejection::Invalid(invalid) => return invalid.into(),
+            WebhookRejection::NotMapped(_) => "The Source cannot make an event of the request",
+            WebhookRejection::NotFiltered(_) => "A filter of the Source fails for the event",
+        };
+        let (status, reason) = (StatusCode::UNPROCESSABLE_ENTITY, rejection.label());
+        Self::new(status, reason, title, rejection.to_string())
     }
 }
 

@@ -11,8 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{context::Context, event::event};
 use crate::{
-    cloudevents::{Event, Lineage},
-    filter::{CompiledFilter, Decision, Subject},
+    cloudevents::Lineage,
+    filter::CompiledFilter,
     log::LogError,
     routing::{self, CatchUp, Schedule},
 };
@@ -259,7 +259,7 @@ impl Task {
     async fn produce(&self, scheduled: Timestamp, is_late: bool) -> bool {
         let routing::Source { namespace, name, .. } = &self.source;
         let (id, record) = match event(&self.source.uid, &self.cron, scheduled) {
-            Ok(event) => match self.selects(&event) {
+            Ok(event) => match self.filter.try_matches(&event) {
                 Ok(true) => {
                     let event = event.with_lineage(Lineage::of_origin(fastrand::u64(..)));
                     (event.id().to_owned(), event.to_record())
@@ -343,18 +343,6 @@ impl Task {
                 tracing::warn!(%namespace, source = %name, %scheduled, "missed a scheduled time: the event log was full");
                 return !stopped && self.settle(scheduled).await;
             }
-        }
-    }
-
-    /// Whether the event matches the filters.
-    ///
-    /// # Errors
-    /// Why a filter fails for it.
-    fn selects(&self, event: &Event) -> Result<bool, String> {
-        match self.filter.decide(&Subject::new(event)) {
-            Decision::Pass => Ok(true),
-            Decision::Skip => Ok(false),
-            Decision::Failed(error) => Err(error.without_data()),
         }
     }
 

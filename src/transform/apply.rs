@@ -41,7 +41,7 @@ impl CompiledTransform {
     pub fn apply_to_request(
         &self,
         event: &Event,
-        request: &IncomingRequest,
+        request: &IncomingRequest<'_>,
     ) -> Result<Event, TransformFailure> {
         self.evaluate(&CelEvaluation::of_request(event, request), event)
     }

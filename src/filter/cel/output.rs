@@ -36,7 +36,7 @@ impl<'a> CelEvaluation<'a> {
 
     /// Starts with a full budget, on an event and the request that it is made of.
     #[must_use]
-    pub fn of_request(event: &'a cloudevents::Event, request: &'a IncomingRequest) -> Self {
+    pub fn of_request(event: &'a cloudevents::Event, request: &'a IncomingRequest<'a>) -> Self {
         Self {
             subject: Subject::of_request(event, request),
             fuel: Fuel::new(),

@@ -1,6 +1,9 @@
 //! The variable `request`: the HTTP request that an event is made of.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::OnceLock,
+};
 
 use cel::common::{
     types::{CelMap, CelMapKey, CelString},
@@ -11,52 +14,68 @@ use percent_encoding::percent_decode_str;
 
 use super::{MAX_VALUES, time::CelTime};
 
-/// A request, for expressions: its path, its query, its headers, and when it was received.
+/// A request, for expressions: its path, its query, its headers, and when it was received. Its value is made at most once, when
+/// an expression first needs it.
 #[derive(Debug)]
-pub struct IncomingRequest(Option<Box<dyn Val>>);
+pub struct IncomingRequest<'a> {
+    path: &'a str,
+    query: &'a str,
+    headers: Vec<(&'a str, &'a str)>,
+    received: Timestamp,
+    value: OnceLock<Option<Box<dyn Val>>>,
+}
 
-impl IncomingRequest {
+impl<'a> IncomingRequest<'a> {
     /// `query` is as in the URI, without the question mark. Of a header that occurs several times, the values are joined.
     /// Expressions on a request with too many fields in the query fail.
     #[must_use]
-    pub fn new<'a>(
-        path: &str,
-        query: &str,
+    pub fn new(
+        path: &'a str,
+        query: &'a str,
         headers: impl IntoIterator<Item = (&'a str, &'a str)>,
         received: Timestamp,
     ) -> Self {
-        let mut joined = BTreeMap::<String, String>::new();
-        for (name, value) in headers {
-            let name = name.to_ascii_lowercase();
-            joined
-                .entry(name)
-                .and_modify(|values| {
-                    values.push_str(", ");
-                    values.push_str(value);
-                })
-                .or_insert_with(|| value.to_owned());
+        Self {
+            path,
+            query,
+            headers: headers.into_iter().collect(),
+            received,
+            value: OnceLock::new(),
         }
-        let headers = joined.into_iter().map(|(name, value)| (name, text(value)));
-        let value = fields(query).map(|query| {
-            let members: [(&str, Box<dyn Val>); 4] = [
-                ("path", text(path.to_owned())),
-                ("query", query),
-                ("headers", map(headers)),
-                ("received", Box::new(CelTime::of(received))),
-            ];
-            map(members.map(|(name, value)| (name.to_owned(), value)))
-        });
-        Self(value)
     }
 
     /// Returns the request; `None` if the query has too many fields.
     pub(super) fn value(&self) -> Option<&dyn Val> {
-        self.0.as_deref()
+        self.value.get_or_init(|| self.make()).as_deref()
+    }
+
+    fn make(&self) -> Option<Box<dyn Val>> {
+        let members: [(&str, Box<dyn Val>); 4] = [
+            ("path", text(self.path.to_owned())),
+            ("query", fields(self.query)?),
+            ("headers", self.joined_headers()),
+            ("received", Box::new(CelTime::of(self.received))),
+        ];
+        Some(map(members.map(|(name, value)| (name.to_owned(), value))))
+    }
+
+    fn joined_headers(&self) -> Box<dyn Val> {
+        let mut joined = BTreeMap::<String, String>::new();
+        for (name, value) in &self.headers {
+            joined
+                .entry(name.to_ascii_lowercase())
+                .and_modify(|values| {
+                    values.push_str(", ");
+                    values.push_str(value);
+                })
+                .or_insert_with(|| (*value).to_owned());
+        }
+        map(joined.into_iter().map(|(name, value)| (name, text(value))))
     }
 }
 
-/// Parses a query, or a form: of a field that occurs several times, the first value counts. Returns `None` if the fields, and the
-/// map of them, are more than [`MAX_VALUES`].
+/// Parses a query, or a form: of a field that occurs several times, the first value counts. Returns `None` if the fields
+/// and the map of them are more than [`MAX_VALUES`].
 pub(super) fn fields(text_of_fields: &str) -> Option<Box<dyn Val>> {
     let decoded = |part: &str| {
         let part = part.replace('+', " ");

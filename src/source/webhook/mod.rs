@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use crate::{
     cloudevents::{Event, Invalid},
-    filter::{CompileError, CompiledFilter, Decision, Expression, Subject, cel::IncomingRequest},
+    filter::{CompileError, CompiledFilter, Expression, cel::IncomingRequest},
     routing::{self, InvalidSigningKey},
     transform::{CompiledTransform, TemplateOwner, TransformError, TransformFailure},
 };
@@ -136,19 +136,15 @@ impl WebhookReceiver {
             Some(template) => template.apply_to_request(&event, &self.request(uri, headers, now))?,
             None => event,
         };
-        let matches = match self.filter.decide(&Subject::new(&event)) {
-            Decision::Pass => true,
-            Decision::Skip => false,
-            Decision::Failed(error) => return Err(WebhookRejection::NotFiltered(error.without_data())),
-        };
-        Ok(match matches {
-            true => Received::Event(Box::new(event)),
-            false => Received::Filtered,
-        })
+        match self.filter.try_matches(&event) {
+            Ok(true) => Ok(Received::Event(Box::new(event))),
+            Ok(false) => Ok(Received::Filtered),
+            Err(error) => Err(WebhookRejection::NotFiltered(error)),
+        }
     }
 
     /// The request without credentials, which an event has no use for.
-    fn request(&self, uri: &Uri, headers: &HeaderMap, now: Timestamp) -> IncomingRequest {
+    fn request<'a>(&self, uri: &'a Uri, headers: &'a HeaderMap, now: Timestamp) -> IncomingRequest<'a> {
         let credentials = [
             header::AUTHORIZATION.as_str(),
             header::PROXY_AUTHORIZATION.as_str(),
