@@ -7,7 +7,7 @@ use std::{fs, io};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Reserved for the event log, which keeps up to 900 files open, for listeners, and for files opened briefly.
+/// Reserved for the event log, for listeners, and for files opened briefly.
 const RESERVED: u64 = 1024;
 
 /// Minimum limit for a router.

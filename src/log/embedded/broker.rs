@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
 use super::{
-    layout::Registered,
+    layout::{self, Registered},
     lock::lock,
     reads::Turns,
     store::{BrokerKeyspace, StoredBroker},
@@ -64,6 +64,14 @@ impl OpenLog {
 
     pub(super) fn is_stored(&self) -> bool {
         lock(&self.stored).is_some()
+    }
+
+    /// Number of its shared keyspace; `None` if it has one of its own, or no place.
+    pub(super) fn shared_keyspace(&self) -> Option<u32> {
+        let stored = lock(&self.stored);
+        stored
+            .as_ref()
+            .and_then(|stored| layout::shared_keyspace_of(stored.id))
     }
 
     pub(super) fn set_stored(&self, stored: BrokerKeyspace) {

@@ -29,7 +29,7 @@ use super::{
     compaction,
     fail_points::{self, Contents},
     keeper::CleanupQueue,
-    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, RecordKey, SHARED_KEYSPACES},
+    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, SHARED_KEYSPACES},
     lock::lock,
     memory::Memory,
     places::{Place, Places},
@@ -376,7 +376,6 @@ impl Committer {
             Some(stored) => (stored, false),
             None => (self.create(commit, broker)?, true),
         };
-        let key = |offset| layout::RecordKey::new(stored.id, offset);
         let staged = commit::stage(&mut commit.brokers, broker, stored.clone());
         let first = staged.state.next;
         staged.register |= is_new;
@@ -390,7 +389,7 @@ impl Committer {
             };
             commit.batch.insert(
                 &stored.events,
-                key(state.next).as_ref(),
+                stored.key(state.next).as_ref(),
                 layout::record_value(state.next, header, &payload),
             );
             let offset = Offset(state.next);
@@ -423,8 +422,7 @@ impl Committer {
                 Place::Reused(_) => start,
                 Place::Own(_) | Place::Shared(_) => 0,
             };
-            let records = RecordKey::new(id, from)..=RecordKey::new(id, u64::MAX);
-            if events.range(records).next().is_some() {
+            if events.range(layout::keys_from(id, from)).next().is_some() {
                 place = self.places.take_new();
                 continue;
             }

@@ -56,7 +56,7 @@ pub(super) fn keeper(shared: Arc<Shared>) -> (CleanupQueue, impl FnOnce() + Send
     };
     let run = move || {
         for request in requests {
-            let (name, tidied) = match request {
+            let (log, tidied) = match request {
                 Cleanup::Log(broker) => (broker.name.to_string(), tidy_log(&broker)),
                 Cleanup::Keyspace(number) => {
                     let is_needed = requested[number as usize].swap(NOT, Relaxed) == NEEDED;
@@ -66,7 +66,7 @@ pub(super) fn keeper(shared: Arc<Shared>) -> (CleanupQueue, impl FnOnce() + Send
             };
             if let Err(e) = tidied {
                 let path = shared.directory.display();
-                tracing::warn!(%path, of = name, "cannot drop or merge tables: {e}");
+                tracing::warn!(%path, log, "cannot drop or merge tables: {e}");
             }
         }
     };
@@ -121,10 +121,7 @@ fn tidy_keyspace(shared: &Shared, number: u32, is_needed: bool) -> fjall::Result
 
 /// Retained payload bytes and records of the logs in a shared keyspace.
 fn retained(shared: &Shared, number: u32) -> (u64, u64) {
-    let is_in = |broker: &Arc<OpenLog>| {
-        let stored = broker.stored();
-        stored.is_some_and(|stored| layout::shared_keyspace_of(stored.id) == Some(number))
-    };
+    let is_in = |broker: &Arc<OpenLog>| broker.shared_keyspace() == Some(number);
     let brokers = shared.brokers.all().into_iter().filter(is_in);
     brokers.fold((0, 0), |(bytes, records), broker| {
         let state = broker.state();

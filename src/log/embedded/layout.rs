@@ -26,6 +26,8 @@
 //! detects a record that comes back at another offset, or changed in memory or in transit. The storage library has
 //! checksums of its own, of each commit in the journal and of each block in a table.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 
 use crate::log::{
@@ -107,6 +109,11 @@ impl RecordKey {
             from: if is_shared(id) { 0 } else { 4 },
         }
     }
+}
+
+/// Keys of a log's records from an offset on.
+pub(super) fn keys_from(id: u32, offset: u64) -> RangeInclusive<RecordKey> {
+    RecordKey::new(id, offset)..=RecordKey::new(id, u64::MAX)
 }
 
 impl AsRef<[u8]> for RecordKey {

@@ -15,7 +15,7 @@ use super::{
     EmbeddedOptions,
     brokers::Brokers,
     directory,
-    layout::{self, SHARED_KEYSPACES},
+    layout::SHARED_KEYSPACES,
     lock::lock,
     request::Purpose,
     saves::Saves,
@@ -109,10 +109,7 @@ impl Shared {
     pub(super) fn find_trimmed(&self) {
         let mut retained = [0; SHARED_KEYSPACES as usize];
         for broker in self.brokers.all() {
-            let number = broker
-                .stored()
-                .and_then(|stored| layout::shared_keyspace_of(stored.id));
-            if let Some(number) = number {
+            if let Some(number) = broker.shared_keyspace() {
                 retained[number as usize] += broker.state().bytes();
             }
         }

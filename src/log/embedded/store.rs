@@ -304,9 +304,7 @@ impl Store {
         if layout::is_shared(registered.id) {
             self.retained_from.set(registered.id, registered.first);
         }
-        let of_log = |first| {
-            layout::RecordKey::new(registered.id, first)..=layout::RecordKey::new(registered.id, u64::MAX)
-        };
+        let of_log = |first| layout::keys_from(registered.id, first);
         let mut found = StoredBroker {
             name: name.to_owned(),
             events: events.clone(),
