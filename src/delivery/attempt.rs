@@ -156,6 +156,7 @@ impl AttemptPerformer {
             return AttemptOutcome::NoRoom;
         }
         let outcome = self.store_reply(position, event, answer).await;
+        // The dispatcher takes this for an event that could not be read, for which no attempt began.
         if let AttemptOutcome::NotFetched(_) = outcome {
             self.stats.attempt_ended(false, began.elapsed());
         }

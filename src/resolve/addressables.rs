@@ -85,7 +85,8 @@ fn dead_letter_sink(delivery: Option<&api::DeliverySpec>) -> Option<&api::Destin
 fn named(namespace: &str, destination: &api::Destination) -> Option<AddressableName> {
     let reference = destination.reference.as_ref()?;
     let is_own = reference.namespace.as_deref().is_none_or(|of| of == namespace);
-    is_own.then(|| Some(name(namespace, &addressable(reference)?)))?
+    let reference = addressable(reference).filter(|_| is_own)?;
+    Some(name(namespace, &reference))
 }
 
 fn name(namespace: &str, reference: &AddressableRef) -> AddressableName {

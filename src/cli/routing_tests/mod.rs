@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::{
     Usage,
     explain::text::write_reasons,
-    manifests::ManifestProblem,
+    manifests::{ManifestProblem, Position},
     validate::{Checked, ValidateOutput, check, counted, write_problem},
 };
 use crate::{
@@ -76,6 +76,26 @@ struct TestResult<'a> {
     /// Differences from the expectation.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     differences: Vec<Difference<'a>>,
+}
+
+impl<'a> TestResult<'a> {
+    fn new(
+        file: &Path,
+        Position { line, column }: Position,
+        name: &'a str,
+        broker: Option<String>,
+        differences: Vec<Difference<'a>>,
+    ) -> Self {
+        Self {
+            file: file.display().to_string(),
+            line,
+            column,
+            name,
+            broker,
+            passed: differences.is_empty(),
+            differences,
+        }
+    }
 }
 
 /// A difference between the expectation and the result.
@@ -252,28 +272,12 @@ fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> TestResult<'a
             (true, true) | (false, false) => {}
         }
     }
-    TestResult {
-        file: file.display().to_string(),
-        line: position.line,
-        column: position.column,
-        name,
-        broker: Some(key),
-        passed: differences.is_empty(),
-        differences,
-    }
+    TestResult::new(file, *position, name, Some(key), differences)
 }
 
 fn judge_request<'a>(file: &Path, sources: &[routing::Source], case: &'a RequestCase) -> TestResult<'a> {
     let differences = request_differences(sources, case);
-    TestResult {
-        file: file.display().to_string(),
-        line: case.position.line,
-        column: case.position.column,
-        name: &case.name,
-        broker: None,
-        passed: differences.is_empty(),
-        differences,
-    }
+    TestResult::new(file, case.position, &case.name, None, differences)
 }
 
 fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -> Vec<Difference<'a>> {
