@@ -737,11 +737,15 @@ mod tests {
         let holds = Holds::new([trigger(BROKER, &trimmer.room).hold_on_broker()].into_iter());
         trimmer.present.store(Arc::new(holds));
         let broker = BROKER.into();
+        let room = trimmer.room.of("shop");
+        // An attempt may end at once, so none begins before all callers have.
+        let making = room.share_by_dropping.making.lock().await;
         let all = (0..100).map(|_| trimmer.make_room(&broker, Shortage::Share));
-        for made in futures::future::join_all(all).await {
+        let (all, ()) = futures::join!(futures::future::join_all(all), async { drop(making) });
+        for made in all {
             assert!(made.unwrap());
         }
-        assert_eq!(trimmer.room.of("shop").share_by_dropping.last().number, 1);
+        assert_eq!(room.share_by_dropping.last().number, 1);
         let dropped = trimmer.figures.dropped()[&BROKER.into()];
         assert!(
             (2..=6).contains(&dropped),
