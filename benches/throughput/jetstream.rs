@@ -134,13 +134,19 @@ pub(crate) async fn compare() {
     for in_flight in IN_FLIGHT {
         let (plain, processor) = publish(events, in_flight).await;
         println!("| plain publisher | {in_flight} | {plain:.0} | 1.00 | | | | | {processor:.1} | |");
-        for partitions in [1, SHARDS] {
-            let name = format!("JetStream, partitions: {partitions}");
+        for (partitions, manifest, fan_out) in [
+            (1, no_trigger(), 0),
+            (1, one_trigger(), 1),
+            (SHARDS, one_trigger(), 1),
+        ] {
+            let name = format!("JetStream, partitions: {partitions}, Triggers: {fan_out}");
             let servers = Servers::start().await;
-            let weir = Weir::with(&one_trigger(), sink, &servers.arguments(partitions));
-            delivers(&weir).await;
+            let weir = Weir::with(&manifest, sink, &servers.arguments(partitions));
+            if fan_out > 0 {
+                delivers(&weir).await;
+            }
             let before = servers.processor();
-            let figures = weir.measure_over(sink, events, 1, in_flight).await;
+            let figures = weir.measure_over(sink, events, fan_out, in_flight).await;
             // With the tenth of events that warms up.
             let processor = per_100_000(servers.processor() - before, events + events / 10);
             print(&name, in_flight, &figures, plain, &format!("{processor:.1}"));
@@ -220,6 +226,11 @@ async fn delivers(weir: &Weir) {
 /// A Trigger that gets every event, also those that come before a router owns the shard of their partition.
 fn one_trigger() -> String {
     trigger("live", "wanted", "live").replace("spec: {", "spec: {start: Earliest, ")
+}
+
+/// A Trigger of another broker, so that nobody reads the events.
+fn no_trigger() -> String {
+    one_trigger().replace("spec: {", "spec: {broker: other, ")
 }
 
 fn per_100_000(processor: Duration, events: u64) -> f64 {
