@@ -7,14 +7,14 @@
 //! such as its Triggers: a member may hold as much as it leaves to the other members.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     future::Future,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -82,7 +82,6 @@ pub struct Pool(Arc<PoolShared>);
 struct PoolShared {
     capacity: usize,
     state: Mutex<PoolState>,
-    released: Notify,
 }
 
 #[derive(Debug)]
@@ -90,6 +89,26 @@ struct PoolState {
     free: usize,
     /// Tenants that hold any bytes.
     tenants: HashMap<Arc<str>, Tenant>,
+    /// Callers that wait, by tenant and in order. A release gives each what it can have, so that those who must wait on
+    /// are not woken, however many they are.
+    waiting: HashMap<Arc<str>, BTreeMap<u64, Waiting>>,
+    /// Key of the next caller that waits.
+    next: u64,
+}
+
+/// A caller that waits for bytes.
+#[derive(Debug)]
+struct Waiting {
+    member: Option<Arc<str>>,
+    bytes: usize,
+    granted: oneshot::Sender<Reservation>,
+}
+
+/// The place of a caller that waits. Given up on drop.
+struct WaitingPlace {
+    pool: Pool,
+    tenant: Arc<str>,
+    key: u64,
 }
 
 /// Bytes held by a tenant, including those of its members.
@@ -107,8 +126,9 @@ impl Pool {
             state: Mutex::new(PoolState {
                 free: capacity,
                 tenants: HashMap::new(),
+                waiting: HashMap::new(),
+                next: 0,
             }),
-            released: Notify::new(),
         }))
     }
 
@@ -148,7 +168,7 @@ impl Pool {
         tenant: &Arc<str>,
         bytes: usize,
     ) -> impl Future<Output = Reservation> + Send + 'static {
-        self.empty(tenant, None).growing(bytes)
+        self.clone().wait(tenant.clone(), None, bytes)
     }
 
     /// Like [`Pool::reserve`], for a member of a tenant.
@@ -158,7 +178,57 @@ impl Pool {
         member: &Arc<str>,
         bytes: usize,
     ) -> impl Future<Output = Reservation> + Send + 'static {
-        self.empty(tenant, Some(member)).growing(bytes)
+        self.clone().wait(tenant.clone(), Some(member.clone()), bytes)
+    }
+
+    async fn wait(self, tenant: Arc<str>, member: Option<Arc<str>>, bytes: usize) -> Reservation {
+        if let Some(reservation) = self.empty(&tenant, member.as_ref()).grown(bytes) {
+            return reservation;
+        }
+        loop {
+            let (granted, reservation) = oneshot::channel();
+            let bytes = bytes.min(self.0.capacity / 2);
+            let waiting = Waiting {
+                member: member.clone(),
+                bytes,
+                granted,
+            };
+            let place = self.enqueue(&tenant, waiting);
+            if let Ok(reservation) = reservation.await {
+                return reservation;
+            }
+            drop(place);
+        }
+    }
+
+    /// Lets a caller wait, unless it can be served by now.
+    fn enqueue(&self, tenant: &Arc<str>, waiting: Waiting) -> WaitingPlace {
+        let mut state = self.lock();
+        let key = state.next;
+        state.next += 1;
+        state
+            .waiting
+            .entry(tenant.clone())
+            .or_default()
+            .insert(key, waiting);
+        // There may have been a release since the caller tried.
+        let granted = state.grant();
+        drop(state);
+        self.hand_over(granted);
+        WaitingPlace {
+            pool: self.clone(),
+            tenant: tenant.clone(),
+            key,
+        }
+    }
+
+    /// Hands over what was granted. What a caller that is gone does not take is released again.
+    fn hand_over(&self, granted: Vec<(Arc<str>, Waiting)>) {
+        for (tenant, waiting) in granted {
+            let mut reservation = self.empty(&tenant, waiting.member.as_ref());
+            reservation.bytes = waiting.bytes;
+            drop(waiting.granted.send(reservation));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, PoolState> {
@@ -181,20 +251,6 @@ impl Reservation {
         self.try_grow(bytes).then_some(self)
     }
 
-    async fn growing(mut self, bytes: usize) -> Self {
-        let pool = self.pool.clone();
-        loop {
-            let released = pool.0.released.notified();
-            tokio::pin!(released);
-            // Enabled before the attempt, so that a release in between is noticed.
-            released.as_mut().enable();
-            if self.try_grow(bytes) {
-                return self;
-            }
-            released.await;
-        }
-    }
-
     /// Returns the number of bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -209,12 +265,7 @@ impl Reservation {
         let mut state = self.pool.lock();
         let allowed = state.allows(&self.tenant, self.member.as_ref(), more, self.bytes);
         if allowed {
-            state.free -= more;
-            let tenant = state.tenants.entry(self.tenant.clone()).or_default();
-            tenant.held += more;
-            if let Some(member) = &self.member {
-                *tenant.members.entry(member.clone()).or_default() += more;
-            }
+            state.charge(&self.tenant, self.member.as_ref(), more);
             self.bytes += more;
         }
         allowed
@@ -239,8 +290,21 @@ impl Reservation {
         self.bytes -= less;
         let mut state = self.pool.lock();
         state.give_back(&self.tenant, self.member.as_ref(), less);
+        let granted = state.grant();
         drop(state);
-        self.pool.0.released.notify_waiters();
+        self.pool.hand_over(granted);
+    }
+}
+
+impl Drop for WaitingPlace {
+    fn drop(&mut self) {
+        let mut state = self.pool.lock();
+        if let Some(waiting) = state.waiting.get_mut(&self.tenant) {
+            waiting.remove(&self.key);
+            if waiting.is_empty() {
+                state.waiting.remove(&self.tenant);
+            }
+        }
     }
 }
 
@@ -261,6 +325,52 @@ impl PoolState {
         // Bytes that the tenant may take in addition.
         let left = self.free.saturating_sub(found.held) / 2;
         held == own || held + 2 * more <= left
+    }
+
+    fn charge(&mut self, tenant: &Arc<str>, member: Option<&Arc<str>>, bytes: usize) {
+        self.free -= bytes;
+        let tenant = self.tenants.entry(tenant.clone()).or_default();
+        tenant.held += bytes;
+        if let Some(member) = member {
+            *tenant.members.entry(member.clone()).or_default() += bytes;
+        }
+    }
+
+    /// Charges those who wait for what they can have now, and takes them out.
+    fn grant(&mut self) -> Vec<(Arc<str>, Waiting)> {
+        let mut granted = Vec::new();
+        if self.waiting.is_empty() {
+            return granted;
+        }
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|tenant, callers| {
+            let mut room = self.room_of(tenant);
+            let fits: Vec<_> = callers
+                .iter()
+                .filter_map(|(&key, caller)| {
+                    let fits =
+                        caller.bytes <= room && self.allows(tenant, caller.member.as_ref(), caller.bytes, 0);
+                    if fits {
+                        self.charge(tenant, caller.member.as_ref(), caller.bytes);
+                        room = self.room_of(tenant);
+                    }
+                    fits.then_some(key)
+                })
+                .collect();
+            let taken = fits.iter().filter_map(|key| callers.remove(key));
+            granted.extend(taken.map(|caller| (tenant.clone(), caller)));
+            !callers.is_empty()
+        });
+        self.waiting = waiting;
+        granted
+    }
+
+    /// Bytes that a tenant may take in addition, if its members may.
+    fn room_of(&self, tenant: &Arc<str>) -> usize {
+        match self.tenants.get(tenant) {
+            Some(found) => self.free.saturating_sub(found.held) / 2,
+            None => self.free,
+        }
     }
 
     fn give_back(&mut self, tenant: &Arc<str>, member: Option<&Arc<str>>, bytes: usize) {
@@ -375,6 +485,71 @@ mod tests {
         assert!(!waiting.is_finished());
         drop(held);
         assert_eq!(waiting.await.unwrap().bytes(), 25);
+    }
+
+    #[test]
+    fn release_wakes_only_those_whom_it_serves() {
+        let pool = Pool::new(1000);
+        let mut held: Vec<_> = std::iter::from_fn(|| pool.try_reserve(&tenant("a"), 10)).collect();
+        assert_eq!(held.len(), 50);
+        let mut many: Vec<_> = (0..5).map(|_| by_hand(pool.reserve(&tenant("a"), 10))).collect();
+        let mut large = by_hand(pool.reserve(&tenant("a"), 300));
+        let waiting = many.iter_mut().chain([&mut large]);
+        assert!(waiting.into_iter().all(|caller| caller.poll().is_none()));
+        let other = by_hand(pool.reserve(&tenant("b"), 10)).poll().unwrap();
+        let woken = |many: &[PolledByHand]| many.iter().map(PolledByHand::is_woken).collect::<Vec<_>>();
+        held.truncate(48);
+        assert_eq!(woken(&many), [true, false, false, false, false]);
+        let first = many[0].poll().unwrap();
+        held.truncate(47);
+        assert_eq!(woken(&many), [true, true, false, false, false]);
+        // What a caller that is gone was granted goes to the next one.
+        drop(many.remove(1));
+        assert_eq!(woken(&many), [true, true, false, false]);
+        assert!(!large.is_woken());
+        drop((first, many, large, other, held));
+        assert_eq!(pool.free(), 1000);
+        assert!(pool.lock().waiting.is_empty() && pool.lock().tenants.is_empty());
+    }
+
+    /// A future that is polled by hand.
+    struct PolledByHand {
+        future: std::pin::Pin<Box<dyn Future<Output = Reservation> + Send>>,
+        woken: Arc<Woken>,
+    }
+
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    fn by_hand(future: impl Future<Output = Reservation> + Send + 'static) -> PolledByHand {
+        PolledByHand {
+            future: Box::pin(future),
+            woken: Arc::default(),
+        }
+    }
+
+    impl PolledByHand {
+        fn poll(&mut self) -> Option<Reservation> {
+            let waker = self.woken.clone().into();
+            match self
+                .future
+                .as_mut()
+                .poll(&mut std::task::Context::from_waker(&waker))
+            {
+                std::task::Poll::Ready(reservation) => Some(reservation),
+                std::task::Poll::Pending => None,
+            }
+        }
+
+        fn is_woken(&self) -> bool {
+            self.woken.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
     }
 
     #[test]
