@@ -1,5 +1,6 @@
 //! Performs the steps of a Trigger's scheduler: delivery attempts, and sending or storing dead letters. Each step is
-//! a separate future that first reserves its memory.
+//! a separate future. The memory of an attempt is reserved before its future exists, so that the attempts of a Trigger
+//! that wait for memory take none.
 
 use std::{
     sync::Arc,
@@ -15,6 +16,7 @@ use super::{
     dead_letter::DeadLetter,
     position::{BrokerLogs, EventPosition, FetchError},
     reply::{self, ReplyOutcome},
+    scheduler::Launch,
     settings::Settings,
 };
 use crate::{
@@ -88,18 +90,39 @@ pub(super) enum StoreOutcome {
 }
 
 impl AttemptPerformer {
-    /// Attempts to deliver an event.
+    /// Reserves the memory of an attempt, if it can be had now.
+    pub(super) fn try_reserve(&self, event: Option<&BufferedEvent>) -> Option<Reservation> {
+        self.memory.try_reserve(needed(event))
+    }
+
+    /// Reserves the memory of an attempt. Returns `None` after a while.
+    pub(super) fn reserve(
+        &self,
+        event: Option<&BufferedEvent>,
+    ) -> impl Future<Output = Option<Reservation>> + Send + 'static {
+        let reserved = tokio::time::timeout(MEMORY_TIMEOUT, self.memory.reserve(needed(event)));
+        async move { reserved.await.ok() }
+    }
+
+    /// Attempts to deliver an event with the memory that was reserved for it.
     pub(super) fn attempt(
         self: Arc<Self>,
         settings: &Settings,
         target: Target,
-        position: EventPosition,
-        buffered: Option<BufferedEvent>,
-        number: u32,
+        Launch {
+            position,
+            event,
+            number,
+        }: Launch<BufferedEvent>,
+        memory: Reservation,
     ) -> BoxFuture<'static, CompletedAttempt> {
         let (timeout, transform) = (settings.delivery().timeout, settings.transform().cloned());
         async move {
-            let (event, mut memory) = match self.take(position, buffered).await {
+            let taken = match event {
+                Some(buffered) => Ok((buffered.event().clone(), memory)),
+                None => self.read(position, memory).await,
+            };
+            let (event, mut memory) = match taken {
                 Ok(taken) => taken,
                 Err(outcome) => {
                     let details = AttemptDetails {
@@ -173,29 +196,30 @@ impl AttemptPerformer {
         }
     }
 
-    /// Returns the event and the memory reserved for its attempt.
-    async fn take(
+    /// Reads the event of an attempt, with more memory if it needs more.
+    async fn read(
         &self,
         position: EventPosition,
-        buffered: Option<BufferedEvent>,
+        mut memory: Reservation,
     ) -> Result<(Event, Reservation), AttemptOutcome> {
-        let mut size = buffered.as_ref().map_or(LIKELY_SIZE, BufferedEvent::size);
         loop {
-            let memory = self.memory.reserve(ATTEMPT_OVERHEAD + size);
-            let Ok(mut memory) = tokio::time::timeout(MEMORY_TIMEOUT, memory).await else {
-                self.stats.attempt_postponed();
-                return Err(AttemptOutcome::NoRoom);
-            };
-            if let Some(buffered) = &buffered {
-                return Ok((buffered.event().clone(), memory));
-            }
             let event = self.fetch(position).await.map_err(AttemptOutcome::NotFetched)?;
-            if memory.try_grow(ATTEMPT_OVERHEAD + 2 * event.size()) {
+            let needed = ATTEMPT_OVERHEAD + 2 * event.size();
+            if memory.try_grow(needed) {
                 return Ok((event, memory));
             }
             // Read it again once enough memory is reserved for its actual size.
-            size = 2 * event.size();
+            drop((event, memory));
+            memory = self.reserve_bytes(needed).await?;
         }
+    }
+
+    async fn reserve_bytes(&self, bytes: usize) -> Result<Reservation, AttemptOutcome> {
+        let reserved = tokio::time::timeout(MEMORY_TIMEOUT, self.memory.reserve(bytes)).await;
+        reserved.map_err(|_| {
+            self.stats.attempt_postponed();
+            AttemptOutcome::NoRoom
+        })
     }
 
     async fn fetch(&self, position: EventPosition) -> Result<Event, FetchError> {
@@ -255,8 +279,12 @@ impl AttemptPerformer {
             let Some(target) = target else {
                 return (position, SendOutcome::NoSink);
             };
-            let (event, _memory) = match self.take(position, None).await {
-                Ok(taken) => taken,
+            let read = match self.reserve_bytes(needed(None)).await {
+                Ok(memory) => self.read(position, memory).await,
+                Err(outcome) => Err(outcome),
+            };
+            let (event, _memory) = match read {
+                Ok(read) => read,
                 Err(AttemptOutcome::NotFetched(error)) => return (position, SendOutcome::NotFetched(error)),
                 Err(_) => return (position, SendOutcome::NoRoom),
             };
@@ -308,6 +336,11 @@ impl AttemptPerformer {
         }
         .boxed()
     }
+}
+
+/// Bytes to reserve for an attempt to deliver an event, if it is in memory, or else for one of a likely size.
+fn needed(event: Option<&BufferedEvent>) -> usize {
+    ATTEMPT_OVERHEAD + event.map_or(LIKELY_SIZE, BufferedEvent::size)
 }
 
 /// Returns the event to send, whose memory is reserved, or `None` if there is no memory for it.

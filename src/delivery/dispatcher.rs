@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use super::{
     Hold, SinkHealth, TriggerStats,
     attempt::{AttemptPerformer, CompletedAttempt, SendOutcome, StoreOutcome},
     buffered::{BufferedEvent, MemoryShare},
+    ending::Ending,
     feed::{Batch, Feed, FeedItem, Reading},
     inbox::Inbox,
     lines::Lines,
@@ -32,7 +33,7 @@ use crate::{
     destination::Client,
     intake::Intake,
     log::{CheckpointKey, Checkpoints, LogError},
-    memory::Pool,
+    memory::{Pool, Reservation},
 };
 
 /// Interval at which an idle Trigger checkpoints its position.
@@ -85,11 +86,19 @@ pub(super) struct Dispatcher {
     lines: Lines,
     reading: Option<Reading>,
     read_again: ReadAgain,
+    /// The attempt that waits for memory. Those after it stay with the scheduler.
+    waiting: Option<WaitingLaunch>,
     attempts: FuturesUnordered<BoxFuture<'static, CompletedAttempt>>,
     sent: FuturesUnordered<BoxFuture<'static, (EventPosition, SendOutcome)>>,
     stored: FuturesUnordered<BoxFuture<'static, (EventPosition, StoreOutcome)>>,
     stop: CancellationToken,
     grace: Duration,
+}
+
+/// An attempt that waits for memory.
+struct WaitingLaunch {
+    launch: Launch<BufferedEvent>,
+    memory: BoxFuture<'static, Option<Reservation>>,
 }
 
 /// Backoff of reading the log after a failed read.
@@ -166,6 +175,7 @@ impl Dispatcher {
                 at: None,
                 pause: READ_AGAIN,
             },
+            waiting: None,
             attempts: FuturesUnordered::new(),
             sent: FuturesUnordered::new(),
             stored: FuturesUnordered::new(),
@@ -188,6 +198,7 @@ impl Dispatcher {
             let save = self.saver.due();
             tokio::select! {
                 Some(attempted) = self.attempts.next() => self.attempted(attempted)?,
+                Some((launch, memory)) = reserved(&mut self.waiting) => self.launch(launch, memory),
                 Some((position, sent)) = self.sent.next() => self.letter_sent(position, sent)?,
                 Some((position, stored)) = self.stored.next() => self.letter_stored(position, stored)?,
                 Some(redrive) = self.redrives.recv() => Box::pin(self.redrive(redrive)).await?,
@@ -344,7 +355,11 @@ impl Dispatcher {
     /// Performs all due steps; returns the time of the next one, if known.
     fn perform(&mut self) -> Option<Instant> {
         loop {
-            let step = self.scheduler.next(Instant::now());
+            let now = Instant::now();
+            let step = match self.waiting {
+                Some(_) => self.scheduler.next_letter(now),
+                None => self.scheduler.next(now),
+            };
             if let Err(at) = self.perform_step(step) {
                 return at;
             }
@@ -355,18 +370,13 @@ impl Dispatcher {
     fn perform_step(&mut self, step: SchedulerStep<BufferedEvent>) -> Result<(), Option<Instant>> {
         let performer = self.performer.clone();
         match step {
-            SchedulerStep::Attempt(Launch {
-                position,
-                event,
-                number,
-            }) => {
-                // The scheduler attempts nothing while there is no target.
-                let Some(target) = self.settings.target().cloned() else {
-                    return Err(None);
-                };
-                let attempt = performer.attempt(&self.settings, target, position, event, number);
-                self.attempts.push(attempt);
-            }
+            SchedulerStep::Attempt(launch) => match performer.try_reserve(launch.event.as_ref()) {
+                Some(memory) => self.launch(launch, Some(memory)),
+                None => {
+                    let memory = performer.reserve(launch.event.as_ref()).boxed();
+                    self.waiting = Some(WaitingLaunch { launch, memory });
+                }
+            },
             SchedulerStep::SendLetter {
                 position,
                 letter,
@@ -381,6 +391,23 @@ impl Dispatcher {
             SchedulerStep::Wait(at) => return Err(at),
         }
         Ok(())
+    }
+
+    /// Begins an attempt with its memory. Without memory, or a target that may have gone since, it is postponed.
+    fn launch(&mut self, launch: Launch<BufferedEvent>, memory: Option<Reservation>) {
+        match (memory, self.settings.target().cloned()) {
+            (Some(memory), Some(target)) => {
+                let performer = self.performer.clone();
+                let attempt = performer.attempt(&self.settings, target, launch, memory);
+                self.attempts.push(attempt);
+            }
+            _ => {
+                self.stats.attempt_postponed();
+                let now = Instant::now();
+                self.scheduler
+                    .ended(launch.position, Ending::Busy, now, fastrand::f64());
+            }
+        }
     }
 
     /// Takes over as many dead letters as there is room for, as if they had just matched.
@@ -480,6 +507,18 @@ fn policy(settings: &Settings) -> Policy {
     }
 }
 
+/// Waits until the attempt that waits for memory has it, or has waited for too long.
+async fn reserved(
+    waiting: &mut Option<WaitingLaunch>,
+) -> Option<(Launch<BufferedEvent>, Option<Reservation>)> {
+    let Some(WaitingLaunch { memory, .. }) = waiting else {
+        return std::future::pending().await;
+    };
+    let memory = memory.await;
+    let WaitingLaunch { launch, .. } = waiting.take()?;
+    Some((launch, memory))
+}
+
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
@@ -552,6 +591,29 @@ mod tests {
             grace: Duration::ZERO,
         });
         (dispatcher, changes)
+    }
+
+    #[tokio::test]
+    async fn attempts_that_find_no_memory_stay_with_the_scheduler() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dispatcher, _changes) = dispatcher(&directory, "http://sink/");
+        let now = Instant::now();
+        for offset in 0..32 {
+            let position = EventPosition::Log(Offset(offset));
+            dispatcher.scheduler.offer(position, None, None, now, 0.0);
+        }
+        dispatcher.perform();
+        let begun = dispatcher.attempts.len();
+        assert!((1..16).contains(&begun), "{begun}");
+        assert!(dispatcher.waiting.is_some());
+        assert_eq!(dispatcher.scheduler.in_flight(), begun + 1);
+        // What ends leaves memory for the one that waits, and then for others.
+        dispatcher.attempts.clear();
+        let (launch, memory) = reserved(&mut dispatcher.waiting).await.unwrap();
+        assert!(memory.is_some());
+        dispatcher.launch(launch, memory);
+        dispatcher.perform();
+        assert!(dispatcher.attempts.len() > 1 && dispatcher.waiting.is_some());
     }
 
     /// Reads the log once.
