@@ -102,7 +102,7 @@ pub(super) struct Recipient {
     pub(super) name: String,
     /// `namespace/name`.
     pub(super) trigger: String,
-    pub(super) redrives: mpsc::Sender<Redrive>,
+    pub(super) redrives: mpsc::Sender<Box<Redrive>>,
 }
 
 /// Dead letters of all brokers.
@@ -338,7 +338,7 @@ impl DeadLetters {
             answer,
         };
         let taken_over = async {
-            recipient.redrives.send(redrive).await.ok()?;
+            recipient.redrives.send(Box::new(redrive)).await.ok()?;
             answered.await.ok()
         };
         match tokio::time::timeout(REDRIVE_TIMEOUT, taken_over).await {

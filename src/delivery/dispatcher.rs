@@ -57,7 +57,7 @@ pub(super) struct DispatcherParts {
     /// Closed when the Trigger is gone.
     pub(super) settings: watch::Receiver<Settings>,
     /// Dead letters to redrive.
-    pub(super) redrives: mpsc::Receiver<Redrive>,
+    pub(super) redrives: mpsc::Receiver<Box<Redrive>>,
     pub(super) stats: Arc<TriggerStats>,
     pub(super) hold: Arc<Hold>,
     pub(super) sink: Arc<SinkHealth>,
@@ -78,7 +78,7 @@ pub(super) struct Dispatcher {
     scheduler: Scheduler<BufferedEvent>,
     settings: Settings,
     new_settings: watch::Receiver<Settings>,
-    redrives: mpsc::Receiver<Redrive>,
+    redrives: mpsc::Receiver<Box<Redrive>>,
     stats: Arc<TriggerStats>,
     hold: Arc<Hold>,
     sink: Arc<SinkHealth>,
@@ -201,7 +201,7 @@ impl Dispatcher {
                 Some((launch, memory)) = reserved(&mut self.waiting) => self.launch(launch, memory),
                 Some((position, sent)) = self.sent.next() => self.letter_sent(position, sent)?,
                 Some((position, stored)) = self.stored.next() => self.letter_stored(position, stored)?,
-                Some(redrive) = self.redrives.recv() => Box::pin(self.redrive(redrive)).await?,
+                Some(redrive) = self.redrives.recv() => Box::pin(self.redrive(*redrive)).await?,
                 () = self.feed.changed(), if self.feed.is_attached() && self.scheduler.wants_more() => {}
                 read = finished(&mut self.reading) => self.read(read)?,
                 () = at(self.read_again.at) => self.read_again.at = None,
@@ -223,7 +223,7 @@ impl Dispatcher {
                     self.lines.log_suppressed(Instant::now());
                 }
                 () = std::future::ready(()), if more => {}
-                () = stop.cancelled() => return self.finish().await,
+                () = stop.cancelled() => return Box::pin(self.finish()).await,
             }
         }
     }

@@ -44,7 +44,8 @@ pub(super) struct RunningTrigger {
     pub(super) settings: watch::Sender<Settings>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) view: TriggerView,
-    pub(super) redrives: mpsc::Sender<Redrive>,
+    /// Boxed, since a channel allocates room for many messages.
+    pub(super) redrives: mpsc::Sender<Box<Redrive>>,
     task: JoinHandle<()>,
 }
 
