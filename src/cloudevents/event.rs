@@ -12,6 +12,9 @@ use super::{
     value::Value,
 };
 
+/// Approximate memory of the decoded name and value of an attribute, in bytes.
+const ATTRIBUTE_TEXT: usize = 64;
+
 /// Wire form of an event. An event in a batch is structured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
@@ -174,7 +177,7 @@ impl Event {
     /// Returns the approximate memory usage of the event in bytes, for bounding queues.
     #[must_use]
     pub fn size(&self) -> usize {
-        match (&self.0.record, &self.0.content) {
+        let text = match (&self.0.record, &self.0.content) {
             (Some(record), _) => record.len(),
             (None, Content::Binary { body: bytes } | Content::Structured { text: bytes, .. }) => {
                 bytes.len()
@@ -183,7 +186,8 @@ impl Event {
                         .map(|(name, value)| name.len() + value.canonical().len())
                         .sum::<usize>()
             }
-        }
+        };
+        text + size_of::<EventInner>() + self.0.attributes.len() * (size_of::<Attribute>() + ATTRIBUTE_TEXT)
     }
 
     /// Returns the time at which the event expires (extension `expirytime`). `None` if absent or invalid.

@@ -56,6 +56,14 @@ impl FilterYield {
 const READ_AGAIN: Duration = Duration::from_millis(100);
 const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
 
+/// Approximate memory of a decoded event beside its record, in bytes.
+const DECODED: usize = 768;
+
+/// Bytes to reserve for a record and its event.
+fn cost(record: &LogRecord) -> usize {
+    record.payload.len() + DECODED
+}
+
 /// Triggers for which the current event was already evaluated, so that each is evaluated once even if inboxes attach
 /// meanwhile.
 #[derive(Default)]
@@ -234,7 +242,7 @@ impl Reader {
             state.detach_all(position);
             state.position = first;
         }
-        let size = records.iter().map(|record| record.payload.len()).sum();
+        let size = records.iter().map(cost).sum();
         let Some(mut memory) = self.memory.try_reserve(size) else {
             // No memory for shared reading: each Trigger reads on independently, at its own pace.
             self.detach_all();
@@ -242,7 +250,7 @@ impl Reader {
         };
         let mut filter_yield = FilterYield::default();
         for record in records {
-            let part = memory.split(record.payload.len());
+            let part = memory.split(cost(&record));
             self.offer_record(record, part, &mut filter_yield).await;
         }
         Ok(())
