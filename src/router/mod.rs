@@ -74,8 +74,8 @@ use threads::Threads;
 /// Pause before a configuration that could not be written is retried.
 const WRITE_AGAIN: Duration = Duration::from_secs(3);
 
-/// Memory of a producer's connection beside its requests, in bytes. The requests' budget limits the number of
-/// connections.
+/// Memory of a connection beside its requests, in bytes. The budget limits the number of connections: that of requests
+/// those from producers, that of attempts those to Sinks, most of which are idle in between.
 const CONNECTION_BYTES: usize = 16 * 1024;
 
 /// Runs a router until it is told to stop, then drains what is in flight. `name` is unique among the routers that share
@@ -104,11 +104,13 @@ pub async fn run(
         mapped: options.services.keys().cloned().collect(),
     };
     let descendants = Descendants::default();
+    let sockets_to_sinks =
+        (options.memory.attempts.capacity() / CONNECTION_BYTES).min(options.descriptors.sinks);
     let client = Client::new(options.max_body, addresses)?
         .traced(options.tracer.clone())
         .counting(descendants.clone())
         .with_answers(options.memory.answers.clone())
-        .with_sockets(Pool::new(options.descriptors.sinks));
+        .with_sockets(Pool::new(sockets_to_sinks));
     let supervisor = Supervisor::default();
     let delivery = DeliveryOptions {
         memory: options.memory.attempts.clone(),
@@ -151,11 +153,7 @@ pub async fn run(
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let access = Arc::<ArcSwap<Access>>::default();
     let requests = options.memory.requests;
-    let Descriptors {
-        ingress,
-        admin,
-        sinks: sockets_to_sinks,
-    } = options.descriptors;
+    let Descriptors { ingress, admin, .. } = options.descriptors;
     let limit = descriptors::limit();
     tracing::info!(
         limit,
