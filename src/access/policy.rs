@@ -13,7 +13,7 @@ use super::{
     presented::{Evidence, Presented},
     refusal::{Refusal, RefusalKind},
     token::{Account, TokenError},
-    verifier::Verifier,
+    verifier::{Unverified, Verifier},
 };
 use crate::routing::{
     BrokerPolicy, Configuration, ProducerIdentity, ProducerRules, UnlistedBrokers, broker_key,
@@ -87,7 +87,9 @@ impl Access {
             (RefusalKind::Unauthenticated, Refusal::InvalidToken(_), true) => Challenges::InvalidTokenOrBasic,
             (RefusalKind::Unauthenticated, _, false) => Challenges::Bearer,
             (RefusalKind::Unauthenticated, _, true) => Challenges::BearerOrBasic,
-            (RefusalKind::Forbidden | RefusalKind::Unavailable, ..) => Challenges::None,
+            (RefusalKind::Forbidden | RefusalKind::TooMany | RefusalKind::Unavailable, ..) => {
+                Challenges::None
+            }
         }
     }
 
@@ -129,9 +131,14 @@ impl Access {
             return Ok(permit);
         }
         // From here on, the answer must not depend on whether the broker exists, unless the caller may know.
-        let token = evidence.token(&broker, self.takes_certificates)?;
+        let (token, digest) = evidence.token(&broker, self.takes_certificates)?;
         let verifier = installation.verifier.as_ref().ok_or(Refusal::NoKeys)?;
-        let verified = verifier.verify(token, now).map_err(Refusal::InvalidToken)?;
+        let may_post = |account: &Account| installation.knows(account);
+        let verified = verifier.verify(token, digest, now, may_post);
+        let verified = verified.map_err(|unverified| match unverified {
+            Unverified::Invalid(error) => Refusal::InvalidToken(error),
+            Unverified::Unchecked { retry_after } => Refusal::UncheckedToken { retry_after },
+        })?;
         let caller = &verified.account;
         let permit = match entries {
             Some(entries) => installation.permit_listed(entries, namespace, &broker, caller),

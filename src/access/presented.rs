@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{certificate::PresentedCertificate, credential::PresentedCredential, refusal::Refusal};
-use crate::routing::ProducerIdentity;
+use crate::routing::{CredentialDigest, ProducerIdentity};
 
 /// What a request shows of its producer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,11 +45,15 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// Returns the bearer token, which may be that of a ServiceAccount. Neither the errors nor their order depend on
+    /// Returns the bearer token, which may be that of a ServiceAccount, and its digest. Neither the errors nor their order depend on
     /// whether the broker exists. `takes_certificates` is whether a Broker of the installation lists one.
-    pub(super) fn token(self, broker: &str, takes_certificates: bool) -> Result<&'a str, Refusal> {
+    pub(super) fn token(
+        self,
+        broker: &str,
+        takes_certificates: bool,
+    ) -> Result<(&'a str, CredentialDigest), Refusal> {
         match (self.credential, self.certificate) {
-            (Ok(PresentedCredential::Bearer(token, _)), _) => Ok(token),
+            (Ok(PresentedCredential::Bearer(token, digest)), _) => Ok((token, digest)),
             (Ok(PresentedCredential::Basic(_)), _) => Err(Refusal::UnknownUser),
             (Err(Refusal::NoToken), Some(certificate)) => Err(Refusal::UnlistedCertificate {
                 name: certificate?.shown(),

@@ -43,6 +43,15 @@ pub enum Refusal {
          {PRODUCER_AUDIENCE}, or a token from a Secret that the Broker lists"
     )]
     InvalidToken(TokenError),
+    /// The signature of the token was not checked, because of forged ones.
+    #[error(
+        "too many tokens with a wrong signature were sent in the name of the token's ServiceAccount, so this one was not \
+         checked; send it again in {retry_after} seconds. Tokens that the router has accepted before are still accepted"
+    )]
+    UncheckedToken {
+        /// Seconds until it may be.
+        retry_after: u32,
+    },
     /// A credential of the scheme Basic cannot be parsed.
     #[error(
         "the user name and password are malformed; send Authorization: Basic with the base64 of USER:PASSWORD (RFC 7617)"
@@ -116,6 +125,8 @@ pub enum RefusalKind {
     Unauthenticated,
     /// Give up: 403.
     Forbidden,
+    /// Try again later, since others in its name sent too much: 429.
+    TooMany,
     /// Try again later: 503.
     Unavailable,
 }
@@ -127,6 +138,7 @@ impl Refusal {
             Self::NoToken | Self::NoTokenOrCertificate => "no_token",
             Self::ExpiredCertificate => "expired_certificate",
             Self::InvalidToken(_) => "invalid_token",
+            Self::UncheckedToken { .. } => "too_many_invalid_tokens",
             Self::MalformedBasic | Self::UnknownUser => "invalid_credentials",
             Self::NoKeys => "no_keys",
             Self::UnknownProducers => "unknown_producers",
@@ -135,6 +147,15 @@ impl Refusal {
             | Self::NotListed { .. }
             | Self::NobodyMay { .. } => "not_allowed",
             Self::Filtered { .. } => "event_not_allowed",
+        }
+    }
+
+    /// Seconds after which the producer may try again, if that can help.
+    pub fn retry_after(&self) -> Option<u32> {
+        match (self, self.kind()) {
+            (Self::UncheckedToken { retry_after }, _) => Some(*retry_after),
+            (_, RefusalKind::Unavailable) => Some(1),
+            _ => None,
         }
     }
 
@@ -147,6 +168,7 @@ impl Refusal {
             | Self::InvalidToken(_)
             | Self::MalformedBasic
             | Self::UnknownUser => RefusalKind::Unauthenticated,
+            Self::UncheckedToken { .. } => RefusalKind::TooMany,
             Self::NoKeys | Self::UnknownProducers => RefusalKind::Unavailable,
             Self::Stranger { .. }
             | Self::UnlistedCertificate { .. }

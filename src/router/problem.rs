@@ -134,12 +134,16 @@ impl From<Refusal> for Problem {
         let (status, title) = match refusal.kind() {
             RefusalKind::Unauthenticated => (StatusCode::UNAUTHORIZED, "The producer is not authenticated"),
             RefusalKind::Forbidden => (StatusCode::FORBIDDEN, "The producer may not post this"),
+            RefusalKind::TooMany => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many tokens of the producer are forged",
+            ),
             RefusalKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "The producer cannot be checked"),
         };
         let problem = Self::new(status, refusal.label(), title, refusal.to_string());
-        match refusal.kind() {
-            RefusalKind::Unavailable => problem.try_again(),
-            RefusalKind::Unauthenticated | RefusalKind::Forbidden => problem,
+        match refusal.retry_after() {
+            Some(seconds) => problem.try_again_after(seconds),
+            None => problem,
         }
     }
 }

@@ -11,7 +11,7 @@ const LENGTH: usize = 32;
 
 /// SHA-256 of a bearer token or of `USER:PASSWORD`; in JSON, in base64. `Debug` does not show it: a weak password could
 /// be guessed from it.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct CredentialDigest([u8; LENGTH]);
 
