@@ -18,6 +18,7 @@ use http::{HeaderValue, StatusCode, header, request::Parts};
 use jiff::Timestamp;
 
 use super::{
+    audit::AuditLog,
     body::{self, Bodies, Sender},
     exceeded::ExceededLimit,
     metrics::IngressMetrics,
@@ -56,8 +57,8 @@ pub(super) struct Ingress {
     pub(super) over_quota: Arc<RejectedLately>,
     /// Limits the log lines about loops.
     pub(super) loops: Mutex<Burst>,
-    /// Limits the log lines about requests that only the audit lets pass.
-    pub(super) audited: Mutex<Burst>,
+    /// Sums up the requests that only the audit lets pass.
+    pub(super) audited: Arc<AuditLog>,
 }
 
 /// Creates the endpoint that producers post to.
@@ -214,18 +215,8 @@ impl Ingress {
 
     /// Counts and logs what would be rejected without the audit.
     fn audit(&self, broker: &str, refusal: &Refusal) {
-        let reason = refusal.label();
-        self.metrics.audited(broker, reason);
-        let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(admitted) = audited.admit(Instant::now()) {
-            let held_back = admitted.held_back;
-            tracing::warn!(
-                broker,
-                reason,
-                held_back,
-                "would be rejected without --producers-audit: {refusal}"
-            );
-        }
+        self.metrics.audited(broker, refusal.label());
+        self.audited.add(broker, refusal, Instant::now());
     }
 
     /// Stores the records of events. Logs, now and then, that there is no room.

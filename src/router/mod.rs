@@ -6,6 +6,7 @@
 //! unavailable.
 
 pub mod api;
+mod audit;
 mod body;
 mod controller_connector;
 mod controller_link;
@@ -164,6 +165,7 @@ pub async fn run(
     );
     let quotas = Arc::<quotas::Quotas>::default();
     let over_quota = Arc::<over_quota::RejectedLately>::default();
+    let audited = Arc::<audit::AuditLog>::default();
     let ingress = ingress::Ingress {
         intake: shards.intake(),
         shards: shards.clone(),
@@ -177,7 +179,7 @@ pub async fn run(
         quotas: quotas.clone(),
         descendants,
         loops: Mutex::default(),
-        audited: Mutex::default(),
+        audited: audited.clone(),
     };
     let ingress = Arc::new(ingress);
     let hooks = Arc::<ArcSwap<Hooks>>::default();
@@ -273,6 +275,9 @@ pub async fn run(
         stop_ingress.clone(),
     );
     servers.spawn(supervisor.clone().watch("the report of Sinks", reporting));
+    let stop_audit = stop_ingress.clone();
+    let auditing = async move { audited.keep(stop_audit).await };
+    servers.spawn(supervisor.clone().watch("the log of the audit", auditing));
     let hook_service = hooks::service(hook_server);
     ingress_servers.serve(
         &ingress::service(ingress),

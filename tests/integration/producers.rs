@@ -315,6 +315,12 @@ fn the_audit_counts_what_deny_would_reject() {
         assert_eq!(counted(broker, reason), expected.count(), "{broker} {reason}");
     }
     assert_eq!(counted("default", "no_token"), before[1] + 1);
+    // The first is logged at once, and the others a minute later.
+    let is_audit = |line: &&String| line.contains("would be rejected without --producers-audit");
+    let lines = setup.weir.router.lines();
+    let told: Vec<_> = lines.iter().filter(is_audit).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("shop/default no_token 1: "), "{}", told[0]);
     assert_eq!(setup.post("missing", None, "t").status, 404);
 }
 
