@@ -250,6 +250,7 @@ impl AttemptPerformer {
                     Err(
                         LogError::Full(detail)
                         | LogError::Quota(detail)
+                        | LogError::BrokersQuota(detail)
                         | LogError::Limit(detail)
                         | LogError::TooLarge(detail),
                     ) => {
@@ -327,6 +328,7 @@ impl AttemptPerformer {
                 Err(
                     LogError::Full(detail)
                     | LogError::Quota(detail)
+                    | LogError::BrokersQuota(detail)
                     | LogError::Limit(detail)
                     | LogError::TooLarge(detail),
                 ) => StoreOutcome::NoRoom(detail),

@@ -47,11 +47,11 @@ impl Trimmer {
 
     /// Whether the settled events of a broker are removed at any age, because it is gone and places are needed.
     pub(super) fn needs_place_of(&self, log: &LogName) -> bool {
+        let broker = log.broker();
         let is_short = self
             .logs
             .capacity()
-            .is_some_and(|capacity| capacity.is_short_of_places());
-        let broker = log.broker();
+            .is_some_and(|capacity| capacity.is_short_of_places(broker.namespace()));
         is_short
             && self
                 .existing

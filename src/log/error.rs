@@ -11,6 +11,9 @@ pub enum LogError {
     /// There is no room for this namespace until records of its own are removed.
     #[error("no room in the event log: {0}")]
     Quota(String),
+    /// There is no room for another broker of this namespace until one of its brokers is gone.
+    #[error("no room for another broker: {0}")]
+    BrokersQuota(String),
     /// There is no room for new events of this broker until some of its events are settled.
     #[error("no room for the broker: {0}")]
     BrokerQuota(String),

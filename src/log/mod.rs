@@ -274,8 +274,9 @@ pub trait Capacity: Send + Sync {
         Vec::new()
     }
 
-    /// Whether most places are taken.
-    fn is_short_of_places(&self) -> bool {
+    /// Whether most places that a namespace may have are taken.
+    fn is_short_of_places(&self, namespace: &str) -> bool {
+        let _without_places = namespace;
         false
     }
 

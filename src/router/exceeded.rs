@@ -5,6 +5,8 @@
 pub(super) enum ExceededLimit {
     /// The namespace's share of the log.
     Share,
+    /// The namespace's share of the log's places for brokers.
+    Brokers,
     /// Bytes of the broker's unsettled events.
     Bytes,
     /// Events per second.
@@ -14,12 +16,13 @@ pub(super) enum ExceededLimit {
 }
 
 impl ExceededLimit {
-    pub(super) const ALL: [Self; 4] = [Self::Share, Self::Bytes, Self::Rate, Self::Size];
+    pub(super) const ALL: [Self; 5] = [Self::Share, Self::Brokers, Self::Bytes, Self::Rate, Self::Size];
 
     /// Label for metrics.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Share => "share",
+            Self::Brokers => "brokers",
             Self::Bytes => "bytes",
             Self::Rate => "rate",
             Self::Size => "size",

@@ -351,7 +351,11 @@ fn presented_certificate(names: &CertificateNames) -> PresentedCertificate<'_> {
 fn is_for_want_of_room(error: &LogError) -> bool {
     matches!(
         error,
-        LogError::Full(_) | LogError::Quota(_) | LogError::BrokerQuota(_) | LogError::Limit(_)
+        LogError::Full(_)
+            | LogError::Quota(_)
+            | LogError::BrokersQuota(_)
+            | LogError::BrokerQuota(_)
+            | LogError::Limit(_)
     )
 }
 

@@ -165,6 +165,13 @@ impl From<LogError> for Problem {
                 format!("{detail}; the event was not stored, send it again later"),
             )
             .try_again(),
+            LogError::BrokersQuota(detail) => Self::over_quota(
+                StatusCode::INSUFFICIENT_STORAGE,
+                ExceededLimit::Brokers,
+                "The namespace has too many brokers in the event log",
+                format!("{detail}; the event was not stored, send it again later"),
+            )
+            .try_again(),
             LogError::BrokerQuota(detail) => Self::over_quota(
                 StatusCode::INSUFFICIENT_STORAGE,
                 ExceededLimit::Bytes,

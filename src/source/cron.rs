@@ -303,6 +303,7 @@ impl Task {
                 Err(
                     LogError::Full(reason)
                     | LogError::Quota(reason)
+                    | LogError::BrokersQuota(reason)
                     | LogError::BrokerQuota(reason)
                     | LogError::Limit(reason),
                 ) => {

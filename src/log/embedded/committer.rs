@@ -36,6 +36,7 @@ use super::{
     request::{Purpose, Request},
     saves::Group,
     shared::Shared,
+    shares::Shortfall,
     store::{self, BrokerKeyspace},
 };
 use crate::log::{LogError, LogName, LogRecord, Offset, record};
@@ -271,18 +272,7 @@ impl Committer {
             )));
         }
         if !broker.is_stored() {
-            let log = LogName::from_key(&broker.name);
-            if !self
-                .places
-                .has_room(&log, self.shared.brokers.places_of(log.broker()))
-            {
-                return Err(LogError::Limit(format!(
-                    "it has {} brokers, broker {} would be one too many; those that are gone leave once their events \
-                     and dead letters are no longer retained",
-                    self.places.most() / 2,
-                    broker.name
-                )));
-            }
+            self.check_places(&LogName::from_key(&broker.name))?;
         }
         self.check_merged(broker)?;
         let length = payloads.iter().map(|payload| payload.len() as u64).sum();
@@ -296,6 +286,26 @@ impl Committer {
         };
         self.room_on_disk(commit, reserve, cost)?;
         self.shared.take_room(purpose, &broker.name, length)
+    }
+
+    fn check_places(&self, log: &LogName) -> Result<(), LogError> {
+        let broker = log.broker();
+        let checked = self.places.check(log, self.shared.brokers.places_of(broker));
+        checked.map_err(|shortfall| match shortfall {
+            Shortfall::Share { held, limit } => LogError::BrokersQuota(format!(
+                "namespace {} has {} brokers in the event log, its share is {} at present, and broker {broker} would be \
+                 one too many; a broker leaves once no Trigger, Source or Broker names it and its events and dead letters \
+                 are no longer retained: post to fewer brokers, and delete those that are not needed",
+                broker.namespace(),
+                held / 2,
+                limit / 2
+            )),
+            Shortfall::Log => LogError::Limit(format!(
+                "it has {} brokers, broker {broker} would be one too many; those that are gone leave once their events \
+                 and dead letters are no longer retained",
+                self.places.most_brokers()
+            )),
+        })
     }
 
     /// Rejects records for a shared keyspace whose tables have to be merged first, and asks for it.
@@ -445,8 +455,8 @@ impl Committer {
     }
 
     fn note_places(&self) {
-        let is_short = self.places.are_nearly_full();
-        self.shared.is_short_of_places.store(is_short, Relaxed);
+        let mut short = lock(&self.shared.short_of_places);
+        self.places.short().clone_into(&mut short);
     }
 
     /// Gives back the places of logs that have no records; returns how many did. A log that gets records later takes

@@ -92,7 +92,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -161,7 +161,8 @@ impl EmbeddedLog {
         let store = Store::open(directory)?;
         let found = store.brokers()?;
         let (given_back, free) = store.given_back()?;
-        let mut places = Places::new(options.own_keyspaces, free, given_back);
+        let divided = (options.places, options.share_percent);
+        let mut places = Places::new(divided, options.own_keyspaces, free, given_back);
         let ever = found.iter().map(|broker| {
             places.found(broker.registered.id);
             broker.next - broker.registered.start
@@ -196,17 +197,19 @@ impl EmbeddedLog {
             free_space,
             trimmed: Default::default(),
             largest_keyspace: AtomicU64::new(0),
-            is_short_of_places: AtomicBool::new(false),
+            short_of_places: Mutex::default(),
         });
         let brokers = shared.brokers.all();
         let names: BTreeSet<_> = brokers
             .iter()
             .map(|broker| LogName::from_key(&broker.name).broker().clone())
             .collect();
-        places.count(names.iter().map(|broker| shared.brokers.places_of(broker)));
-        shared
-            .is_short_of_places
-            .store(places.are_nearly_full(), Ordering::Relaxed);
+        for broker in &names {
+            places.count(broker.namespace(), shared.brokers.places_of(broker));
+        }
+        places
+            .short()
+            .clone_into(&mut lock::lock(&shared.short_of_places));
         shared.find_trimmed();
         // A crash may have happened between a trim and dropping its tables.
         for broker in brokers {
@@ -349,8 +352,8 @@ impl Capacity for EmbeddedLog {
         empty.map(|broker| LogName::from_key(&broker.name)).collect()
     }
 
-    fn is_short_of_places(&self) -> bool {
-        self.0.shared.is_short_of_places.load(Ordering::Relaxed)
+    fn is_short_of_places(&self, namespace: &str) -> bool {
+        lock::lock(&self.0.shared.short_of_places).has(namespace)
     }
 
     fn give_back<'a>(&'a self, logs: &'a [LogName]) -> BoxFuture<'a, Result<usize, LogError>> {

@@ -1,5 +1,7 @@
 //! Limits of the embedded log on its volume and memory.
 
+use super::places::MAX_PLACES;
+
 const MIB: u64 = 1024 * 1024;
 
 /// Limits of an [`EmbeddedLog`](super::EmbeddedLog) on its volume and memory.
@@ -20,6 +22,8 @@ pub struct EmbeddedOptions {
     /// Number of logs that get a keyspace of their own, at most 900. Later ones share a few; trimming these costs
     /// rewriting what is retained.
     pub own_keyspaces: u32,
+    /// Number of logs that can have records, counting one for the dead letters of each broker with events.
+    pub places: u32,
 }
 
 impl Default for EmbeddedOptions {
@@ -31,6 +35,7 @@ impl Default for EmbeddedOptions {
             tail_cache_bytes: 4 * 1024 * 1024,
             queue_bytes: 4 * 1024 * 1024,
             own_keyspaces: 800,
+            places: MAX_PLACES,
         }
     }
 }

@@ -4,14 +4,21 @@
 //! must be above those in it; ids in shared keyspaces are used once.
 //!
 //! A broker with a place for its events always has one for its dead letters: it is reserved with the first.
+//!
+//! The places are divided among namespaces like the bytes of the log (`shares.rs`), so that a namespace with ever new
+//! brokers leaves places to others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use super::layout::{GivenBack, SHARED_IDS};
+use super::{
+    layout::{GivenBack, SHARED_IDS},
+    request::Purpose,
+    shares::{Shares, Shortfall},
+};
 use crate::log::LogName;
 
-/// Number of places, counting those reserved for dead letters.
-const MAX_PLACES: usize = 65_536;
+/// Default number of places, counting those reserved for dead letters.
+pub(super) const MAX_PLACES: u32 = 65_536;
 
 /// Number of keyspaces of one log that the storage library can open: its queues have room for 1000 of all kinds.
 pub(super) const MAX_OWN: u32 = 900;
@@ -36,7 +43,7 @@ pub(super) struct BrokerPlaces {
 
 impl BrokerPlaces {
     /// Places that are taken or reserved.
-    fn count(self) -> usize {
+    fn count(self) -> u64 {
         match self {
             Self { events: true, .. } => 2,
             Self { letters: true, .. } => 1,
@@ -63,13 +70,39 @@ pub(super) struct Places {
     /// Keyspaces that logs gave back, and the first offset that the next log in each may have.
     free: BTreeMap<u32, u64>,
     given_back: GivenBack,
-    taken: usize,
-    most: usize,
+    /// The places taken and reserved, by namespace.
+    shares: Shares,
+    short: ShortOfPlaces,
+}
+
+/// Who is about to run out of places.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ShortOfPlaces {
+    /// All namespaces together.
+    all: bool,
+    namespaces: HashSet<Box<str>>,
+}
+
+impl ShortOfPlaces {
+    pub(super) fn has(&self, namespace: &str) -> bool {
+        self.all || self.namespaces.contains(namespace)
+    }
+}
+
+/// Whether more than three quarters are taken.
+fn is_nearly_full(taken: u64, most: u64) -> bool {
+    taken > most - most / 4
 }
 
 impl Places {
-    /// Gives the first `own_limit` logs a keyspace of their own.
-    pub(super) fn new(own_limit: u32, free: BTreeMap<u32, u64>, given_back: GivenBack) -> Self {
+    /// Divides `most` places; `percent` is the largest share of one namespace. The first `own_limit` logs get a keyspace
+    /// of their own.
+    pub(super) fn new(
+        (most, percent): (u32, u8),
+        own_limit: u32,
+        free: BTreeMap<u32, u64>,
+        given_back: GivenBack,
+    ) -> Self {
         Self {
             own_limit: own_limit.min(MAX_OWN),
             next_own: free.last_key_value().map_or(0, |(id, _)| id + 1),
@@ -78,8 +111,8 @@ impl Places {
                 next_shared: given_back.next_shared.max(SHARED_IDS),
                 ..given_back
             },
-            taken: 0,
-            most: MAX_PLACES,
+            shares: Shares::without_reserve(most.into(), percent),
+            short: ShortOfPlaces::default(),
         }
     }
 
@@ -92,31 +125,50 @@ impl Places {
         }
     }
 
-    /// Sets the number of places taken and reserved from those of all brokers.
-    pub(super) fn count(&mut self, brokers: impl Iterator<Item = BrokerPlaces>) {
-        self.taken = brokers.map(BrokerPlaces::count).sum();
+    /// Counts the places of a broker that is in the store.
+    pub(super) fn count(&mut self, namespace: &str, broker: BrokerPlaces) {
+        self.shares.found(namespace, broker.count());
+        self.note_short(namespace);
     }
 
-    /// Whether another log can have a place. Dead letters always can.
-    pub(super) fn has_room(&self, log: &LogName, broker: BrokerPlaces) -> bool {
-        let more = broker.with(log).count() - broker.count();
-        matches!(log, LogName::DeadLetters(_)) || self.taken + more <= self.most
+    /// Checks whether another log can have a place. Dead letters always can.
+    pub(super) fn check(&self, log: &LogName, broker: BrokerPlaces) -> Result<(), Shortfall> {
+        match log {
+            LogName::DeadLetters(_) => Ok(()),
+            LogName::Events(name) => {
+                let more = broker.with(log).count() - broker.count();
+                self.shares.check(name.namespace(), Purpose::NewEvents, more)
+            }
+        }
     }
 
-    /// Number of places in all.
-    pub(super) fn most(&self) -> usize {
-        self.most
+    /// Number of brokers in all that can have places.
+    pub(super) fn most_brokers(&self) -> u64 {
+        self.shares.capacity() / 2
     }
 
-    /// Whether most places are taken.
-    pub(super) fn are_nearly_full(&self) -> bool {
-        self.taken > self.most - self.most / 4
+    /// Who is about to run out of places.
+    pub(super) fn short(&self) -> &ShortOfPlaces {
+        &self.short
+    }
+
+    fn note_short(&mut self, namespace: &str) {
+        self.short.all = is_nearly_full(self.shares.retained(), self.shares.capacity());
+        let (held, limit) = self.shares.usage(namespace);
+        if !is_nearly_full(held, limit) {
+            self.short.namespaces.remove(namespace);
+        } else if !self.short.namespaces.contains(namespace) {
+            self.short.namespaces.insert(namespace.into());
+        }
     }
 
     /// Takes a place for a log whose first offset is `start`. A new keyspace that turns out to be in use stays
     /// unused.
     pub(super) fn take(&mut self, log: &LogName, broker: BrokerPlaces, start: u64) -> Place {
-        self.taken += broker.with(log).count() - broker.count();
+        let namespace = log.broker().namespace();
+        let more = broker.with(log).count() - broker.count();
+        self.shares.found(namespace, more);
+        self.note_short(namespace);
         let reusable = self.free.iter().find(|(_, from)| **from <= start);
         if let Some(id) = reusable.map(|(id, _)| *id) {
             self.free.remove(&id);
@@ -137,7 +189,10 @@ impl Places {
 
     /// Gives back the place of a log that had the records from `start` to `next`; `broker` is without it.
     pub(super) fn give_back(&mut self, log: &LogName, broker: BrokerPlaces, id: u32, start: u64, next: u64) {
-        self.taken -= broker.with(log).count() - broker.count();
+        let namespace = log.broker().namespace();
+        let less = broker.with(log).count() - broker.count();
+        self.shares.give_back(namespace, less);
+        self.note_short(namespace);
         let from = match log {
             LogName::Events(_) => &mut self.given_back.events_from,
             LogName::DeadLetters(_) => &mut self.given_back.letters_from,
@@ -172,7 +227,11 @@ mod tests {
     }
 
     fn places(own_limit: u32) -> Places {
-        Places::new(own_limit, BTreeMap::new(), GivenBack::default())
+        with_most(MAX_PLACES, own_limit)
+    }
+
+    fn with_most(most: u32, own_limit: u32) -> Places {
+        Places::new((most, 50), own_limit, BTreeMap::new(), GivenBack::default())
     }
 
     #[test]
@@ -210,7 +269,7 @@ mod tests {
                 next_shared: SHARED_IDS + 2
             }
         );
-        let mut opened = Places::new(0, BTreeMap::new(), given_back);
+        let mut opened = Places::new((MAX_PLACES, 50), 0, BTreeMap::new(), given_back);
         opened.found(SHARED_IDS);
         assert_eq!(opened.take_new(), Place::Shared(SHARED_IDS + 2));
         opened.found(SHARED_IDS + 7);
@@ -219,8 +278,7 @@ mod tests {
 
     #[test]
     fn dead_letters_have_a_place_with_their_events() {
-        let mut places = places(0);
-        places.most = 4;
+        let mut places = with_most(8, 0);
         let with_events = BrokerPlaces {
             events: true,
             letters: false,
@@ -229,21 +287,48 @@ mod tests {
             events: false,
             letters: true,
         };
+        let has_room = |places: &Places, log: &LogName, broker| places.check(log, broker).is_ok();
         for _ in 0..2 {
-            assert!(places.has_room(&events(), NONE));
+            assert!(has_room(&places, &events(), NONE));
             places.take(&events(), NONE, 0);
         }
-        assert!(!places.has_room(&events(), NONE));
-        assert!(places.has_room(&letters(), with_events));
+        assert!(!has_room(&places, &events(), NONE));
+        assert!(has_room(&places, &letters(), with_events));
         places.take(&letters(), with_events, 0);
-        assert_eq!(places.taken, 4, "it was reserved");
+        assert_eq!(places.shares.retained(), 4, "it was reserved");
         // The events go, the dead letters stay.
         places.give_back(&events(), with_letters, SHARED_IDS, 0, 1);
-        assert_eq!(places.taken, 3);
-        assert!(!places.has_room(&events(), NONE));
-        assert!(places.has_room(&events(), with_letters));
+        assert_eq!(places.shares.retained(), 3);
+        assert!(!has_room(&places, &events(), NONE));
+        assert!(has_room(&places, &events(), with_letters));
         places.give_back(&letters(), NONE, SHARED_IDS + 2, 0, 1);
-        assert_eq!(places.taken, 2);
-        assert!(places.has_room(&events(), NONE));
+        assert_eq!(places.shares.retained(), 2);
+        assert!(has_room(&places, &events(), NONE));
+    }
+
+    #[test]
+    fn a_namespace_with_ever_new_brokers_leaves_places_to_others() {
+        let mut places = with_most(1024, 0);
+        let log = |namespace: &str, number: u64| LogName::from_key(&format!("{namespace}/b{number}"));
+        let mut take_all = |namespace: &str| {
+            let mut count = 0;
+            while places.check(&log(namespace, count), NONE).is_ok() {
+                places.take(&log(namespace, count), NONE, 0);
+                count += 1;
+            }
+            let short = ["greedy", "second", "third"].map(|namespace| places.short().has(namespace));
+            (count, short)
+        };
+        assert_eq!(take_all("greedy"), (256, [true, false, false]));
+        assert_eq!(take_all("second"), (128, [true, true, false]));
+        // The guaranteed parts of further namespaces stay free.
+        assert_eq!(take_all("third"), (36, [true, true, true]));
+        // What is given back is free again.
+        for number in 0..200 {
+            let id = SHARED_IDS + u32::try_from(number).unwrap();
+            places.give_back(&log("greedy", number), NONE, id, 0, 1);
+        }
+        assert!(!places.short().has("greedy"));
+        assert_eq!(places.check(&log("third", 999), NONE), Ok(()));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -17,6 +17,7 @@ use super::{
     directory,
     layout::SHARED_KEYSPACES,
     lock::lock,
+    places::ShortOfPlaces,
     request::Purpose,
     saves::Saves,
     shares::{Shares, Shortfall, namespace_of},
@@ -45,8 +46,8 @@ pub(super) struct Shared {
     pub(super) trimmed: [AtomicU64; SHARED_KEYSPACES as usize],
     /// Bytes of the largest shared keyspace, which have to be free to rewrite it.
     pub(super) largest_keyspace: AtomicU64,
-    /// Whether most places of logs are taken.
-    pub(super) is_short_of_places: AtomicBool,
+    /// Who is about to run out of places of logs.
+    pub(super) short_of_places: Mutex<ShortOfPlaces>,
 }
 
 impl Shared {

@@ -566,15 +566,57 @@ async fn a_log_short_of_places_knows_it_after_a_restart() {
             last_accepted_millis: 0,
             start: 0,
         };
-        let key = layout::broker_key(&format!("n/b{number}"));
+        let key = layout::broker_key(&format!("n{number}/b"));
         batch.insert(&store.meta, key, entry.to_value());
     }
     batch.commit().unwrap();
     log.close().await.unwrap();
     let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
-    assert!(log.is_short_of_places());
-    assert_eq!(give_back(&log, &["n/b0"]).await, 1);
-    assert!(!log.is_short_of_places());
+    assert!(log.is_short_of_places("any"));
+    assert_eq!(give_back(&log, &["n0/b"]).await, 1);
+    assert!(!log.is_short_of_places("any"));
+}
+
+#[tokio::test]
+async fn a_namespace_with_too_many_brokers_is_rejected_and_others_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = || {
+        let options = EmbeddedOptions {
+            places: 32,
+            ..EmbeddedOptions::default()
+        };
+        EmbeddedLog::open(directory.path(), options).unwrap()
+    };
+    let log = open();
+    let append =
+        async |log: &EmbeddedLog, key: &str| log.append(key, vec![Bytes::from_static(b"x")], at(0)).await;
+    for number in 0..8 {
+        append(&log, &format!("greedy/b{number}")).await.unwrap();
+    }
+    let refused = append(&log, "greedy/b8").await.unwrap_err();
+    let LogError::BrokersQuota(detail) = &refused else {
+        panic!("{refused}");
+    };
+    for part in [
+        "namespace greedy has 8 brokers",
+        "its share is 8",
+        "greedy/b8 would be one too many",
+    ] {
+        assert!(detail.contains(part), "{detail}");
+    }
+    assert!(log.is_short_of_places("greedy") && !log.is_short_of_places("other"));
+    append(&log, "greedy/b0").await.unwrap();
+    append(&log, "greedy/b0.dead-letters").await.unwrap();
+    append(&log, "other/default").await.unwrap();
+    log.close().await.unwrap();
+    let log = open();
+    assert!(append(&log, "greedy/b8").await.is_err());
+    log.trim("greedy/b1", Offset(1)).await.unwrap();
+    assert_eq!(give_back(&log, &["greedy/b1"]).await, 1);
+    append(&log, "greedy/b8").await.unwrap_err();
+    log.trim("greedy/b2", Offset(1)).await.unwrap();
+    assert_eq!(give_back(&log, &["greedy/b2"]).await, 1);
+    append(&log, "greedy/b8").await.unwrap();
 }
 
 /// Resident memory of this process, in KiB.

@@ -40,6 +40,8 @@ enum ChargedAccount {
 pub(super) struct Shares {
     capacity: u64,
     percent: u64,
+    /// Fraction of the capacity, one in so many, that only settling may use.
+    reserve: Option<u64>,
     /// Sums over all namespaces.
     total: Held,
     /// Sum of what each namespace holds of its guaranteed part.
@@ -66,9 +68,18 @@ impl Shares {
         Self {
             capacity,
             percent: u64::from(percent.clamp(1, 99)),
+            reserve: Some(RESERVE),
             total: Held::default(),
             guaranteed_used: 0,
             namespaces: HashMap::new(),
+        }
+    }
+
+    /// Divides something else than the bytes of a log, without a reserve.
+    pub(super) fn without_reserve(capacity: u64, percent: u8) -> Self {
+        Self {
+            reserve: None,
+            ..Self::new(capacity, percent)
         }
     }
 
@@ -195,6 +206,12 @@ impl Shares {
         share.min(left.saturating_sub(kept)).max(part.min(left))
     }
 
+    /// How much of its share a namespace holds, and how much it may hold.
+    pub(super) fn usage(&self, namespace: &str) -> (u64, u64) {
+        let held = self.held(namespace);
+        (held.bytes(), self.limit(held))
+    }
+
     fn held(&self, namespace: &str) -> Held {
         self.namespaces.get(namespace).copied().unwrap_or_default()
     }
@@ -205,7 +222,7 @@ impl Shares {
     }
 
     fn reserve(&self) -> u64 {
-        self.capacity / RESERVE
+        self.reserve.map_or(0, |part| self.capacity / part)
     }
 
     /// The part of a namespace that is guaranteed.
