@@ -78,6 +78,7 @@ pub use engine::{Engine, broker_of_checkpoint};
 pub use holds::Hold;
 pub use keys::partition_of;
 pub use options::{DeliveryOptions, EngineError};
+pub use rate::{TokenBucket, TokenRate};
 pub use retention::Retention;
 pub use settlement::Settlement;
 pub use sink_health::{Outage, SinkHealth};

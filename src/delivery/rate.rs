@@ -1,20 +1,32 @@
-//! A Sink's rate limit: a token bucket. Pure: time comes in as an argument.
+//! Rate limits, of a Sink's attempts and of a broker's events: a token bucket. Pure: time comes in as an argument.
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
 
 use crate::{log::Partition, routing::RateLimit};
 
-/// A rate of attempts.
+/// A rate.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AttemptRate {
+pub struct TokenRate {
     per_second: f64,
-    /// Attempts at once after an idle period. At least 1.
+    /// Tokens at once after an idle period. At least 1.
     burst: f64,
 }
 
-impl AttemptRate {
+impl TokenRate {
+    /// This many in a second, all of them at once if they come so.
+    pub fn per_second(per_second: NonZeroU32) -> Self {
+        let per_second = per_second.get().into();
+        Self {
+            per_second,
+            burst: per_second,
+        }
+    }
+
     /// The share of a partition in the rate limit of a Trigger.
-    pub(super) fn new(limit: RateLimit, partition: Partition) -> Self {
+    pub(super) fn of_partition(limit: RateLimit, partition: Partition) -> Self {
         let of = f64::from(partition.of.max(1));
         Self {
             per_second: f64::from(limit.per_second.get()) / of,
@@ -23,29 +35,30 @@ impl AttemptRate {
     }
 }
 
-/// A token bucket: refills with time, up to the burst; an attempt costs one token.
+/// A token bucket: refills with time, up to the burst. More tokens than the burst can be taken once it is full; what
+/// follows waits until that is made up for.
 #[derive(Debug, Default)]
-pub(super) struct TokenBucket {
-    /// `None` until the first attempt: the bucket begins full.
+pub struct TokenBucket {
+    /// `None` until the first tokens are taken: the bucket begins full.
     state: Option<(Instant, f64)>,
 }
 
 impl TokenBucket {
-    /// Time at which the next attempt may begin.
-    pub(super) fn permits(&self, rate: AttemptRate, now: Instant) -> Instant {
-        let missing = 1.0 - self.tokens(rate, now);
+    /// Time at which this many tokens may be taken.
+    pub fn permits(&self, rate: TokenRate, tokens: usize, now: Instant) -> Instant {
+        let missing = (tokens as f64).min(rate.burst) - self.tokens(rate, now);
         if missing <= 0.0 {
             return now;
         }
         now + Duration::from_secs_f64(missing / rate.per_second)
     }
 
-    /// Takes a token for an attempt.
-    pub(super) fn take(&mut self, rate: AttemptRate, now: Instant) {
-        self.state = Some((now, self.tokens(rate, now) - 1.0));
+    /// Takes this many tokens.
+    pub fn take(&mut self, rate: TokenRate, tokens: usize, now: Instant) {
+        self.state = Some((now, self.tokens(rate, now) - tokens as f64));
     }
 
-    fn tokens(&self, rate: AttemptRate, now: Instant) -> f64 {
+    fn tokens(&self, rate: TokenRate, now: Instant) -> f64 {
         let Some((at, tokens)) = self.state else {
             return rate.burst;
         };
@@ -66,12 +79,12 @@ mod tests {
             per_second: NonZeroU32::new(10).unwrap(),
             burst: NonZeroU32::new(3).unwrap(),
         };
-        let limit = AttemptRate::new(limit, Partition::WHOLE);
+        let limit = TokenRate::of_partition(limit, Partition::WHOLE);
         let (mut bucket, start) = (TokenBucket::default(), Instant::now());
         let mut now = start;
         for _ in 0..23 {
-            now = bucket.permits(limit, now);
-            bucket.take(limit, now);
+            now = bucket.permits(limit, 1, now);
+            bucket.take(limit, 1, now);
         }
         let took = (now - start).as_secs_f64();
         assert!(
@@ -81,13 +94,13 @@ mod tests {
         let later = now + Duration::from_secs(60);
         for _ in 0..3 {
             assert_eq!(
-                bucket.permits(limit, later),
+                bucket.permits(limit, 1, later),
                 later,
                 "tokens accumulate up to the burst only"
             );
-            bucket.take(limit, later);
+            bucket.take(limit, 1, later);
         }
-        assert!(bucket.permits(limit, later) > later);
+        assert!(bucket.permits(limit, 1, later) > later);
     }
 
     #[test]
@@ -97,7 +110,7 @@ mod tests {
             burst: NonZeroU32::new(8).unwrap(),
         };
         let shares: Vec<_> = Partition::all(16)
-            .map(|partition| AttemptRate::new(limit, partition))
+            .map(|partition| TokenRate::of_partition(limit, partition))
             .collect();
         let total: f64 = shares.iter().map(|rate| rate.per_second).sum();
         assert!((1.99..2.01).contains(&total), "{total}");

@@ -24,7 +24,7 @@ use super::{
     letters::{LetterSent, LetterStep, LetterStored, PendingLetters},
     position::EventPosition,
     progress::{FailedAttempts, Progress},
-    rate::{AttemptRate, TokenBucket},
+    rate::{TokenBucket, TokenRate},
     settlement::Settlement,
     throttle::Throttle,
 };
@@ -345,8 +345,8 @@ impl<E> Scheduler<E> {
         };
         let rate = delivery
             .rate_limit
-            .map(|limit| AttemptRate::new(limit, self.policy.partition));
-        let by_rate = rate.map_or(now, |rate| self.bucket.permits(rate, now));
+            .map(|limit| TokenRate::of_partition(limit, self.policy.partition));
+        let by_rate = rate.map_or(now, |rate| self.bucket.permits(rate, 1, now));
         let due = self.retries.first().map(|&(at, _)| at);
         if self.fresh.is_empty() && due.is_none() {
             return Err(None);
@@ -359,7 +359,7 @@ impl<E> Scheduler<E> {
             return Err(due.filter(|_| self.may_retry()));
         };
         if let Some(rate) = rate {
-            self.bucket.take(rate, now);
+            self.bucket.take(rate, 1, now);
         }
         self.breaker.begin();
         self.throttle.begin(now);

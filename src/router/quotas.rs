@@ -1,29 +1,22 @@
-//! Enforces the quotas of brokers at the ingress: events per second, by a token bucket for each broker, and the size of
-//! an event.
+//! Enforces the quotas of brokers at the ingress: events per second, by a token bucket for each broker that holds what may
+//! be posted in a second, and the size of an event.
 
 use std::{
     collections::HashMap,
     num::NonZeroU32,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::StatusCode;
 
 use super::{exceeded::ExceededLimit, problem::Problem};
+use crate::delivery::{TokenBucket, TokenRate};
 
 /// The rates of brokers that have a limit, by `namespace/name`.
 #[derive(Debug, Default)]
-pub(super) struct Quotas(Mutex<HashMap<Box<str>, Bucket>>);
-
-/// A token bucket: holds what may be posted in a second. A batch may take more than there is, once the bucket has as
-/// much as it can hold, or as the batch needs; what follows waits until that is made up for.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    at: Instant,
-    tokens: f64,
-}
+pub(super) struct Quotas(Mutex<HashMap<Box<str>, TokenBucket>>);
 
 impl Quotas {
     /// Counts events against the rate of a broker.
@@ -34,22 +27,15 @@ impl Quotas {
         events: usize,
         now: Instant,
     ) -> Result<(), Problem> {
-        let rate = f64::from(per_second.get());
+        let rate = TokenRate::per_second(per_second);
         let mut buckets = self.buckets();
-        let full = Bucket {
-            at: now,
-            tokens: rate,
-        };
-        let bucket = buckets.entry(broker.into()).or_insert(full);
-        let earned = now.saturating_duration_since(bucket.at).as_secs_f64() * rate;
-        let tokens = (bucket.tokens + earned).min(rate);
-        let needed = (events as f64).min(rate);
-        *bucket = Bucket { at: now, tokens };
-        if tokens < needed {
-            let pause = ((needed - tokens) / rate).ceil() as u32;
-            return Err(too_fast(broker, per_second).try_again_after(pause));
+        let bucket = buckets.entry(broker.into()).or_default();
+        let pause = bucket.permits(rate, events, now).saturating_duration_since(now);
+        if pause > Duration::ZERO {
+            let seconds = pause.as_secs_f64().ceil() as u32;
+            return Err(too_fast(broker, per_second).try_again_after(seconds));
         }
-        bucket.tokens = tokens - events as f64;
+        bucket.take(rate, events, now);
         Ok(())
     }
 
@@ -58,8 +44,8 @@ impl Quotas {
         self.buckets().retain(|broker, _| exists(broker));
     }
 
-    fn buckets(&self) -> MutexGuard<'_, HashMap<Box<str>, Bucket>> {
-        // Each bucket is replaced whole.
+    fn buckets(&self) -> MutexGuard<'_, HashMap<Box<str>, TokenBucket>> {
+        // Each bucket changes whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -93,8 +79,6 @@ fn too_fast(broker: &str, per_second: NonZeroU32) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
