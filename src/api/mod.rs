@@ -35,7 +35,7 @@ pub use sink::{
     SecretKeyRef, SecretValue, ServiceAccountToken, Signature, Sink, SinkSpec, SinkStatus, SinkTls,
     StandardWebhooks,
 };
-pub use source::{CatchUp, CronData, CronSource, Source, SourceSpec, SourceStatus};
+pub use source::{CatchUp, CronData, CronSource, Source, SourceRejectionStatus, SourceSpec, SourceStatus};
 pub use transform::{TransformAttributes, TransformSpec};
 pub use trigger::{Start, Trigger, TriggerSpec, TriggerStatus};
 pub use webhook::{

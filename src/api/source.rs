@@ -33,8 +33,14 @@ use super::{Filter, WebhookSource};
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
+    printcolumn(
+        name = "Connected",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Connected\")].status"
+    ),
     printcolumn(name = "Broker", type_ = "string", json_path = ".spec.broker"),
     printcolumn(name = "Schedule", type_ = "string", json_path = ".spec.cron.schedule"),
+    printcolumn(name = "Last Event", type_ = "date", json_path = ".status.lastEventTime"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -162,7 +168,8 @@ pub struct SourceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the Source produces events. If not, reason and message say what to do.
+    /// Ready: the Source is in force, and a schedule runs. Connected: events come. True if requests were accepted, or each
+    /// scheduled time has its event; Unknown before the first request. If False, reason and message say what to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -174,6 +181,36 @@ pub struct SourceStatus {
     /// URL that the requests of a webhook are posted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_url: Option<String>,
+
+    /// When the last event was stored. Updated at most every minute while events come, and less often if there are
+    /// thousands of Sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub last_event_time: Option<String>,
+
+    /// The last request of a webhook that was rejected. Updated as rarely as lastEventTime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_rejection: Option<SourceRejectionStatus>,
+
+    /// The oldest scheduled time that is due and has no event yet, while the event log does not take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub waiting_since: Option<String>,
+}
+
+/// A request that was rejected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRejectionStatus {
+    /// When it came.
+    #[schemars(extend("format" = "date-time"))]
+    pub time: String,
+
+    /// Why it was rejected: the reason in the response and in the metric weir_webhook_requests_total.
+    pub reason: String,
+
+    /// What is wrong with it.
+    pub message: String,
 }
 
 fn utc() -> String {

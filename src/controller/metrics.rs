@@ -40,6 +40,8 @@ pub(super) struct ControllerMetrics {
     revision: Family<ServedRevisionLabels, Gauge>,
     routers: Gauge,
     triggers: Family<ReadyLabels, Gauge>,
+    sources: Family<ReadyLabels, Gauge>,
+    sources_not_connected: Gauge,
     unreadable: Gauge,
     writes: Family<WriteLabels, Counter>,
     watch_errors: Family<KindLabels, Counter>,
@@ -68,8 +70,18 @@ impl ControllerMetrics {
             self.triggers.clone(),
         );
         registry.register(
+            "sources",
+            "Sources by their Ready condition",
+            self.sources.clone(),
+        );
+        registry.register(
+            "sources_not_connected",
+            "Sources that are Ready and whose Connected condition is False",
+            self.sources_not_connected.clone(),
+        );
+        registry.register(
             "unreadable_resources",
-            "Sources, Triggers and Sinks that cannot be decoded and are ignored",
+            "Brokers, Sources, Triggers and Sinks that cannot be decoded and are ignored",
             self.unreadable.clone(),
         );
         registry.register(
@@ -97,6 +109,8 @@ impl ControllerMetrics {
             self.revision.clear();
             self.routers.set(0);
             self.triggers.clear();
+            self.sources.clear();
+            self.sources_not_connected.set(0);
             self.unreadable.set(0);
             self.certificate_expiry.clear();
         }
@@ -120,12 +134,12 @@ impl ControllerMetrics {
     }
 
     pub(super) fn triggers(&self, ready: i64, not_ready: i64) {
-        self.triggers
-            .get_or_create(&ReadyLabels { ready: "true" })
-            .set(ready);
-        self.triggers
-            .get_or_create(&ReadyLabels { ready: "false" })
-            .set(not_ready);
+        by_ready(&self.triggers, ready, not_ready);
+    }
+
+    pub(super) fn sources(&self, ready: i64, not_ready: i64, not_connected: i64) {
+        by_ready(&self.sources, ready, not_ready);
+        self.sources_not_connected.set(not_connected);
     }
 
     pub(super) fn unreadable(&self, count: usize) {
@@ -149,6 +163,12 @@ impl ControllerMetrics {
     }
 }
 
+fn by_ready(family: &Family<ReadyLabels, Gauge>, ready: i64, not_ready: i64) {
+    for (label, count) in [("true", ready), ("false", not_ready)] {
+        family.get_or_create(&ReadyLabels { ready: label }).set(count);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +183,7 @@ mod tests {
         metrics.register(&mut registry);
         metrics.published("1");
         metrics.triggers(1, 0);
+        metrics.sources(1, 0, 0);
         metrics.wrote("Trigger", "written");
         metrics.watch_failed("Trigger");
         metrics.refused("no_token");

@@ -1,12 +1,13 @@
-//! Tracks the connected routers, what each has applied, and what it reports on Sinks. Pure: time is an argument.
+//! Tracks the connected routers, what each has applied, and what it reports on Sinks and Sources. Pure: time is an argument.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use super::sinks_seen::{
-    self, BrokerSeen, FiltersSeen, Heard, QuotaSeen, ReportingRouter, SinkSeen, UsageSeen,
+use super::{
+    sinks_seen::{self, BrokerSeen, FiltersSeen, Heard, QuotaSeen, ReportingRouter, SinkSeen, UsageSeen},
+    sources_seen::{self, SourceSeen},
 };
 use crate::{
     resolve::fingerprint,
@@ -153,7 +154,17 @@ impl Routers {
 
     /// Returns the routers' combined view of a Trigger's Sink.
     pub(super) fn sink(&self, uid: &str) -> SinkSeen {
-        let told = self.known.iter().map(|(name, router)| {
+        sinks_seen::seen(self.reporting(uid), uid)
+    }
+
+    /// Returns the routers' combined view of a Source.
+    pub(super) fn source(&self, uid: &str) -> SourceSeen {
+        sources_seen::seen(self.reporting(uid), uid)
+    }
+
+    /// Returns the routers with their last reports, on one resource.
+    fn reporting<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = ReportingRouter<'a>> + Clone {
+        self.known.iter().map(move |(name, router)| {
             let heard = router.heard.as_ref();
             // Not by what the router has acknowledged: its last report may be from before that.
             let is_current =
@@ -163,8 +174,7 @@ impl Routers {
                 heard,
                 is_current,
             }
-        });
-        sinks_seen::seen(told, uid)
+        })
     }
 
     /// Returns the routers' combined view of the filters of this generation of a Trigger.

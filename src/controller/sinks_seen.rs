@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::routing::{
     Revision,
-    protocol::{BrokerUsage, Detail, OverQuota, SinkOutage, SinkReport},
+    protocol::{BrokerUsage, Detail, OverQuota, SinkOutage, SinkReport, SourceReport},
 };
 
 /// A router's last report, by UID of the Trigger.
@@ -27,6 +27,9 @@ pub(super) struct Heard {
     /// By UID of the Broker.
     usage: HashMap<String, BrokerUsage>,
     undecodable: HashSet<String>,
+    /// By UID; `None` if the router does not report Sources.
+    sources: Option<HashMap<String, SourceReport>>,
+    sources_router: Option<String>,
 }
 
 impl Heard {
@@ -46,6 +49,8 @@ impl Heard {
             over_quota,
             usage,
             undecodable,
+            sources,
+            sources_router,
         } = report;
         Self {
             revision,
@@ -85,6 +90,11 @@ impl Heard {
                 .map(|usage| (usage.uid.clone(), usage))
                 .collect(),
             undecodable: undecodable.into_iter().filter(|uid| is_known(uid)).collect(),
+            sources: sources.map(|sources| {
+                let known = sources.into_iter().filter(|source| is_known(&source.uid));
+                known.map(|source| (source.uid.clone(), source)).collect()
+            }),
+            sources_router,
         }
     }
 
@@ -101,6 +111,26 @@ impl Heard {
     /// Whether the router cannot decode this Trigger or Source.
     pub(super) fn cannot_decode(&self, uid: &str) -> bool {
         self.undecodable.contains(uid)
+    }
+
+    /// Whether the router reports Sources.
+    pub(super) fn reports_sources(&self) -> bool {
+        self.sources.is_some()
+    }
+
+    /// What the router has seen of a Source, if anything.
+    pub(super) fn source(&self, uid: &str) -> Option<&SourceReport> {
+        self.sources.as_ref()?.get(uid)
+    }
+
+    /// The router to which this one leaves Sources.
+    pub(super) fn sources_router(&self) -> Option<&str> {
+        self.sources_router.as_deref()
+    }
+
+    /// Why the router takes no part in delivery at present, if so.
+    pub(super) fn problem(&self) -> Option<&Detail> {
+        self.problem.as_ref()
     }
 
     /// The number of partitions that a Broker's broker has instead of the one that it says.
@@ -198,7 +228,7 @@ pub(super) enum SinkSeen {
 }
 
 /// A router, with its last report.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct ReportingRouter<'a> {
     pub(super) name: &'a str,
     pub(super) heard: Option<&'a Heard>,
@@ -361,6 +391,10 @@ mod tests {
             bytes: 2,
             limit: 3,
         };
+        let source = |uid: &str| SourceReport {
+            uid: uid.into(),
+            ..SourceReport::default()
+        };
         let report = SinkReport {
             revision: Revision::default(),
             down: heard(&[("u", 1), ("x", 1)], &[]).down.into_values().collect(),
@@ -390,6 +424,8 @@ mod tests {
             over_quota: ["u", "y"].map(over_quota).into(),
             usage: ["u", "y"].map(usage).into(),
             undecodable: vec!["v".into(), "y".into()],
+            sources: Some(["u", "y"].map(source).into()),
+            sources_router: Some("r-0".into()),
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
         assert_eq!(
@@ -411,6 +447,8 @@ mod tests {
             other_partitions: [("u".to_owned(), 1)].into(),
             over_quota: [("u".to_owned(), over_quota("u"))].into(),
             usage: [("u".to_owned(), usage("u"))].into(),
+            sources: Some([("u".to_owned(), source("u"))].into()),
+            sources_router: Some("r-0".into()),
             proven: ["v".to_owned()].into(),
             ..heard(&[("u", 1)], &["v"])
         };

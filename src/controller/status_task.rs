@@ -7,7 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{Client, Resource};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     endpoint::Publication,
     metrics::ControllerMetrics,
+    source_activity::shown_every,
+    source_status::{self, SourceFacts},
+    sources_seen::SourceRuns,
     status_writer::{StatusWriter, Write},
     statuses,
 };
@@ -25,6 +28,9 @@ use crate::{
 
 /// Interval at which routers are checked for having gone.
 const LOOK_FOR_ROUTERS_EVERY: Duration = Duration::from_secs(5);
+
+/// Time for which no router runs a Source before that is told: longer than another one takes to take it over.
+const IDLE_FOR: Duration = Duration::from_secs(10);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -41,6 +47,27 @@ pub(super) struct StatusTask {
     publication: Arc<Publication>,
     metrics: Arc<ControllerMetrics>,
     urls: BaseUrls,
+    idle: IdleSources,
+}
+
+/// Since when no router runs a Source, by UID.
+#[derive(Debug, Default)]
+struct IdleSources(HashMap<String, Instant>);
+
+impl IdleSources {
+    /// Notes whether no router runs a Source. Returns whether that has lasted for [`IDLE_FOR`].
+    fn is_lasting(&mut self, uid: &str, is_idle: bool, now: Instant) -> bool {
+        if !is_idle {
+            self.0.remove(uid);
+            return false;
+        }
+        let since = *self.0.entry(uid.to_owned()).or_insert(now);
+        now.duration_since(since) >= IDLE_FOR
+    }
+
+    fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+        self.0.retain(|uid, _| exists(uid));
+    }
 }
 
 /// URL prefixes that statuses tell.
@@ -62,6 +89,7 @@ impl StatusTask {
             publication,
             metrics,
             urls,
+            idle: IdleSources::default(),
         }
     }
 
@@ -115,6 +143,7 @@ impl StatusTask {
             publication,
             metrics,
             urls,
+            idle,
         } = self;
         // Kubernetes stores whole seconds.
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
@@ -156,19 +185,26 @@ impl StatusTask {
         }
 
         let sources = by_uid(&observed.sources);
+        let shown_every = shown_every(sources.len());
+        let mut counts = SourceConditions::default();
         for diagnosis in &diagnoses.sources {
             let subject = &diagnosis.subject;
+            let seen = routers.source(&subject.uid);
+            let is_idle = matches!(seen.runs, SourceRuns::Nowhere { .. });
+            let facts = SourceFacts {
+                applied: &applied(subject),
+                seen: &seen,
+                is_idle: idle.is_lasting(&subject.uid, is_idle, Instant::now()),
+                shown_every,
+            };
             writes.extend(writer.outdated(&sources, &subject.uid, |present| {
-                statuses::source(
-                    diagnosis,
-                    &applied(subject),
-                    present,
-                    broker_url,
-                    webhook_url,
-                    &now,
-                )
+                let status = source_status::source(diagnosis, &facts, present, broker_url, webhook_url, &now);
+                counts.count(&status.conditions);
+                status
             }));
         }
+        metrics.sources(counts.ready, counts.not_ready, counts.not_connected);
+        idle.retain(|uid| sources.contains_key(uid));
         let brokers = by_uid(&observed.brokers);
         for diagnosis in &diagnoses.brokers {
             let subject = &diagnosis.subject;
@@ -190,6 +226,28 @@ impl StatusTask {
                 || brokers.contains_key(uid)
         });
         writes
+    }
+}
+
+/// Numbers of Sources by their conditions.
+#[derive(Debug, Default)]
+struct SourceConditions {
+    ready: i64,
+    not_ready: i64,
+    /// Ready, and `Connected` is False.
+    not_connected: i64,
+}
+
+impl SourceConditions {
+    fn count(&mut self, conditions: &[Condition]) {
+        let status = |r#type| api::condition(conditions, r#type).map(|condition| &*condition.status);
+        match status(statuses::READY) {
+            Some("True") => {
+                self.ready += 1;
+                self.not_connected += i64::from(status(statuses::CONNECTED) == Some("False"));
+            }
+            _ => self.not_ready += 1,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Computes the status of each resource. Pure: the present status and the time are arguments.
+//! Computes the status of each resource; `source_status.rs` has that of Sources. Pure: the present status and the time are arguments.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -8,19 +8,19 @@ use super::{
     sinks_seen::{BrokerSeen, FiltersSeen, QuotaSeen, SinkSeen},
 };
 use crate::{
-    api::{BrokerStatus, SinkStatus, SourceStatus, TriggerStatus, condition},
+    api::{BrokerStatus, SinkStatus, TriggerStatus, condition},
     filter::BUDGET,
     resolve::{
-        ADDRESS_AWAITED, BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis,
-        TOKEN_AWAITED, TriggerDiagnosis,
+        ADDRESS_AWAITED, BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, TOKEN_AWAITED,
+        TriggerDiagnosis,
     },
-    routing::{broker_key, protocol::OverQuota},
+    routing::protocol::OverQuota,
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
 const PASSING: [&str; 4] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED, TOKEN_AWAITED, ADDRESS_AWAITED];
 
-const ROUTER_OUT_OF_DATE: &str = "RouterOutOfDate";
+pub(super) const ROUTER_OUT_OF_DATE: &str = "RouterOutOfDate";
 
 /// The condition that users wait for.
 pub(super) const READY: &str = "Ready";
@@ -31,6 +31,9 @@ const APPLIED: &str = "Applied";
 /// Whether the Sink responds, with success or failure, as far as routers can tell. Present only while events may
 /// flow.
 const SINK_ANSWERING: &str = "SinkAnswering";
+
+/// Whether the events of a Source come. Present only while they may.
+pub(super) const CONNECTED: &str = "Connected";
 
 /// Present, and False, while filters fail with errors for some events.
 const FILTERS_EVALUATED: &str = "FiltersEvaluated";
@@ -247,47 +250,6 @@ fn quota_used_up(router: &str, over: &OverQuota, diagnosis: &BrokerDiagnosis) ->
     Finding::bad("QuotaUsedUp", message)
 }
 
-/// Computes a Source's status.
-pub(super) fn source(
-    diagnosis: &SourceDiagnosis,
-    applied: &Applied,
-    present: Option<&SourceStatus>,
-    broker_url: Option<&str>,
-    webhook_url: Option<&str>,
-    now: &Time,
-) -> SourceStatus {
-    let SourceDiagnosis {
-        subject,
-        valid,
-        suspended,
-        broker,
-        is_webhook,
-    } = diagnosis;
-    let before = present
-        .map(|status| status.conditions.as_slice())
-        .unwrap_or_default();
-    let applied = applied_finding(applied, condition(before, READY), subject.generation);
-    let held = suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: no events are produced"));
-    let unserved = (*is_webhook && webhook_url.is_none()).then(|| {
-        Finding::bad(
-            "WebhooksDisabled",
-            "this installation serves no webhooks: the operator can set webhooks.enabled in the chart, or --listen-hooks of \
-             weir router and --webhook-base-url of weir controller",
-        )
-    });
-    let ready = first_problem([Some(valid), held.as_ref(), unserved.as_ref(), Some(&applied)])
-        .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
-    SourceStatus {
-        observed_generation: Some(subject.generation),
-        conditions: vec![make(READY, &ready, subject.generation, before, now)],
-        broker_url: url(broker_url, broker),
-        webhook_url: url(
-            webhook_url.filter(|_| *is_webhook),
-            &broker_key(&subject.namespace, &subject.name),
-        ),
-    }
-}
-
 /// A change of a condition, to be recorded as an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Transition {
@@ -299,16 +261,18 @@ pub(super) struct Transition {
     pub(super) message: String,
 }
 
-/// Compares the conditions before and after: Ready by status and reason, whether the Sink is down, and whether the
-/// Trigger resumed.
+/// Compares the conditions before and after: Ready by status and reason, whether the Sink is down or events of the Source
+/// do not come, and whether the Trigger resumed.
 pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Transition> {
     let is_down = |condition: &Condition| condition.status == "False";
     let ready = condition(after, READY).filter(|after| {
         let before = condition(before, READY).map(|before| (&before.status, &before.reason));
         before != Some((&after.status, &after.reason))
     });
-    let answering = condition(after, SINK_ANSWERING)
-        .filter(|after| condition(before, SINK_ANSWERING).is_some_and(is_down) != is_down(after));
+    let turned = |r#type| {
+        condition(after, r#type)
+            .filter(|after| condition(before, r#type).is_some_and(is_down) != is_down(after))
+    };
     let told = |action, condition: &Condition| Transition {
         action,
         warns: condition.status != "True" && !PASSING.contains(&&*condition.reason),
@@ -316,13 +280,15 @@ pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Tran
         message: condition.message.clone(),
     };
     let ready = ready.map(|ready| told("Resolve", ready));
-    let answering = answering.map(|answering| told("Deliver", answering));
+    let answering = turned(SINK_ANSWERING).map(|answering| told("Deliver", answering));
+    let connected = turned(CONNECTED).map(|connected| told("Connect", connected));
     let resumed = condition(after, RESUMED).filter(|_| condition(before, RESUMED).is_none());
     let resumed = resumed.map(|resumed| told("Resume", resumed));
-    ready.into_iter().chain(answering).chain(resumed).collect()
+    let all = [ready, answering, connected, resumed];
+    all.into_iter().flatten().collect()
 }
 
-fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Finding> {
+pub(super) fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Finding> {
     findings
         .into_iter()
         .flatten()
@@ -331,7 +297,7 @@ fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Find
 }
 
 /// `before` is the condition of this generation from before the controller started.
-fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i64) -> Finding {
+pub(super) fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i64) -> Finding {
     match applied {
         Applied::Awaited(routers) => {
             // Routers keep routing without a controller, so its start alone changes nothing.
@@ -412,13 +378,31 @@ fn answering_finding(applied: &Applied, seen: &SinkSeen) -> Option<Finding> {
     }
 }
 
-fn url(base: Option<&str>, broker: &str) -> Option<String> {
+pub(super) fn url(base: Option<&str>, broker: &str) -> Option<String> {
     base.map(|base| format!("{}/{broker}", base.trim_end_matches('/')))
 }
 
 /// Builds a condition. `lastTransitionTime` moves only when the status flips.
-fn make(r#type: &str, finding: &Finding, generation: i64, before: &[Condition], now: &Time) -> Condition {
+pub(super) fn make(
+    r#type: &str,
+    finding: &Finding,
+    generation: i64,
+    before: &[Condition],
+    now: &Time,
+) -> Condition {
     let status = if finding.holds { "True" } else { "False" };
+    make_with(status, r#type, finding, generation, before, now)
+}
+
+/// Builds a condition with this status, whether the finding holds or not.
+pub(super) fn make_with(
+    status: &str,
+    r#type: &str,
+    finding: &Finding,
+    generation: i64,
+    before: &[Condition],
+    now: &Time,
+) -> Condition {
     let since = condition(before, r#type).filter(|before| before.status == status);
     Condition {
         type_: r#type.to_owned(),
@@ -641,55 +625,6 @@ mod tests {
             Some(&ready),
         );
         assert_eq!(reason(&broken), "SinkNotFound");
-
-        let finding = Finding::good("Valid", "an event a minute");
-        let clock = SourceDiagnosis {
-            subject: good.subject.clone(),
-            valid: finding,
-            suspended: false,
-            broker: "n/default".into(),
-            is_webhook: false,
-        };
-        let running = source(&clock, &Applied::Everywhere, None, None, None, &now);
-        assert_eq!(
-            source(
-                &clock,
-                &Applied::Awaited(vec![]),
-                Some(&running),
-                None,
-                None,
-                &now
-            ),
-            running
-        );
-        let fresh = source(&clock, &Applied::Awaited(vec![]), None, None, None, &now);
-        assert_eq!(condition(&fresh.conditions, READY).unwrap().reason, "NoRouter");
-    }
-
-    #[test]
-    fn webhook_has_a_url_or_is_not_served() {
-        let now = at("2026-01-01T00:00:00Z");
-        let webhook = SourceDiagnosis {
-            subject: diagnosis(true, true, false).subject,
-            valid: Finding::good("Valid", "receives requests"),
-            suspended: false,
-            broker: "n/default".into(),
-            is_webhook: true,
-        };
-        let made = |url| source(&webhook, &Applied::Everywhere, None, None, url, &now);
-        let reason = |status: &SourceStatus| condition(&status.conditions, READY).unwrap().reason.clone();
-        let served = made(Some("https://hooks.example.com/"));
-        assert_eq!(reason(&served), "Ready");
-        let expected = format!(
-            "https://hooks.example.com/{}/{}",
-            webhook.subject.namespace, webhook.subject.name
-        );
-        assert_eq!(served.webhook_url, Some(expected));
-        let unserved = made(None);
-        assert_eq!(
-            (reason(&unserved).as_str(), unserved.webhook_url),
-            ("WebhooksDisabled", None)
-        );
     }
 
     #[test]

@@ -18,13 +18,13 @@ use jiff::Timestamp;
 use super::{
     body::{self, Sender},
     ingress::Ingress,
-    metrics::HookMetrics,
+    metrics::{HookMetrics, HookOutcome},
     problem::Problem,
 };
 use crate::{
     access::Challenges,
     cloudevents::{Event, Lineage},
-    routing::{Source, SourceKind, broker_key},
+    routing::{Source, SourceKind, broker_key, protocol::SourceFailureCause},
     server::Peer,
     source::webhook::{Forgery, Received, WebhookReceiver, WebhookRejection},
 };
@@ -35,6 +35,8 @@ pub(super) struct Hooks(HashMap<String, Hook>);
 
 #[derive(Debug)]
 struct Hook {
+    /// UID of the Source.
+    uid: String,
     /// `namespace/name` of the broker.
     broker: String,
     webhook: WebhookReceiver,
@@ -51,7 +53,8 @@ impl Hooks {
             match WebhookReceiver::compile(webhook, &source.filters) {
                 Ok(webhook) => {
                     let broker = broker_key(&source.namespace, &source.broker);
-                    Some((key, Hook { broker, webhook }))
+                    let uid = source.uid.clone();
+                    Some((key, Hook { uid, broker, webhook }))
                 }
                 // The controller has checked it, so it has another version.
                 Err(error) => {
@@ -96,21 +99,39 @@ async fn receive(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let key = broker_key(&namespace, &source);
-    let accepted = server.accept(&namespace, &key, &parts, body).await;
-    let (response, result) = match accepted {
-        Ok(HookAnswer::Stored) => (StatusCode::ACCEPTED.into_response(), "accepted"),
-        Ok(HookAnswer::Filtered) => (StatusCode::NO_CONTENT.into_response(), "filtered"),
-        Ok(HookAnswer::Challenge(challenge)) => (challenge.into_response(), "challenge"),
-        Err(problem) => {
-            let reason = problem.reason();
-            (problem.into_response(), reason)
-        }
+    let hooks = server.hooks.load_full();
+    let Some(hook) = hooks.0.get(&key) else {
+        body::refuse_body(&parts.headers, body).await;
+        let problem = unknown_webhook(&key);
+        server.ingress.metrics.rejected(problem.reason());
+        return problem.into_response();
     };
-    match server.hooks.load().has(&key) {
-        true => server.metrics.answered(&key, result),
-        false => server.ingress.metrics.rejected(result),
+    match server.accept(&namespace, hook, &parts, body).await {
+        Ok(answer) => {
+            let (response, result, outcome) = match answer {
+                HookAnswer::Stored => (
+                    StatusCode::ACCEPTED.into_response(),
+                    "accepted",
+                    HookOutcome::Stored(1),
+                ),
+                HookAnswer::Filtered => (
+                    StatusCode::NO_CONTENT.into_response(),
+                    "filtered",
+                    HookOutcome::Answered,
+                ),
+                HookAnswer::Challenge(challenge) => {
+                    (challenge.into_response(), "challenge", HookOutcome::Answered)
+                }
+            };
+            server.note(&key, hook, result, outcome);
+            response
+        }
+        Err(HookRejection { problem, cause }) => {
+            let (detail, result) = (problem.detail(), problem.reason());
+            server.note(&key, hook, result, HookOutcome::Rejected { detail, cause });
+            problem.into_response()
+        }
     }
-    response
 }
 
 /// What a request is answered with.
@@ -123,24 +144,71 @@ enum HookAnswer {
     Challenge(String),
 }
 
+/// Why a request is rejected.
+struct HookRejection {
+    problem: Problem,
+    /// What it tells about the Source. Bodies that are not read tell nothing: they may be anybody's.
+    cause: Option<SourceFailureCause>,
+}
+
+impl HookRejection {
+    fn of_storage(problem: Problem) -> Self {
+        let cause = Some(SourceFailureCause::Storage);
+        Self { problem, cause }
+    }
+}
+
+impl From<Problem> for HookRejection {
+    fn from(problem: Problem) -> Self {
+        Self { problem, cause: None }
+    }
+}
+
+impl From<Forgery> for HookRejection {
+    fn from(forgery: Forgery) -> Self {
+        let cause = match forgery {
+            Forgery::Missing(_) => SourceFailureCause::Unsigned,
+            Forgery::Malformed(_) | Forgery::Wrong(_) | Forgery::Stale(_) => SourceFailureCause::Verification,
+        };
+        Self {
+            problem: forgery.into(),
+            cause: Some(cause),
+        }
+    }
+}
+
+impl From<WebhookRejection> for HookRejection {
+    fn from(rejection: WebhookRejection) -> Self {
+        match rejection {
+            WebhookRejection::Forged(forgery) => forgery.into(),
+            rejection => Self {
+                problem: rejection.into(),
+                cause: Some(SourceFailureCause::Event),
+            },
+        }
+    }
+}
+
 impl HookServer {
+    /// Counts a request that was answered.
+    fn note(&self, key: &str, hook: &Hook, result: &'static str, outcome: HookOutcome<'_>) {
+        self.metrics
+            .answered(key, &hook.uid, result, outcome, Timestamp::now());
+    }
+
     /// Stores the event of a request, if it is to be stored.
     async fn accept(
         &self,
         namespace: &str,
-        key: &str,
+        hook: &Hook,
         parts: &Parts,
         body: Body,
-    ) -> Result<HookAnswer, Problem> {
-        let hooks = self.hooks.load_full();
-        let admitted = Self::admit(&hooks, key, parts);
-        let Hook { broker, webhook } = match admitted {
-            Ok(hook) => hook,
-            Err(problem) => {
-                body::refuse_body(&parts.headers, body).await;
-                return Err(problem);
-            }
-        };
+    ) -> Result<HookAnswer, HookRejection> {
+        let Hook { broker, webhook, .. } = hook;
+        if let Err(rejection) = Self::admit(webhook, parts) {
+            body::refuse_body(&parts.headers, body).await;
+            return Err(rejection);
+        }
         let sender = Sender::new(namespace, parts.extensions.get::<Peer>().copied());
         let body = self.ingress.bodies.read(&sender, &parts.headers, body).await?;
         let id = || format!("{:032x}", fastrand::u128(..));
@@ -148,18 +216,17 @@ impl HookServer {
             Received::Challenge(challenge) => Ok(HookAnswer::Challenge(challenge)),
             Received::Filtered => Ok(HookAnswer::Filtered),
             Received::Event(event) => {
-                self.store(broker, *event).await?;
+                let stored = self.store(broker, *event).await;
+                stored.map_err(HookRejection::of_storage)?;
                 Ok(HookAnswer::Stored)
             }
         }
     }
 
     /// Decides by a request's head.
-    fn admit<'a>(hooks: &'a Hooks, key: &str, parts: &Parts) -> Result<&'a Hook, Problem> {
-        let hook = hooks.0.get(key).ok_or_else(|| unknown_webhook(key))?;
-        hook.webhook.check_head(&parts.headers)?;
-        body::check_codings(&parts.headers)?;
-        Ok(hook)
+    fn admit(webhook: &WebhookReceiver, parts: &Parts) -> Result<(), HookRejection> {
+        webhook.check_head(&parts.headers)?;
+        Ok(body::check_codings(&parts.headers)?)
     }
 
     async fn store(&self, broker: &str, event: Event) -> Result<(), Problem> {

@@ -29,6 +29,7 @@ mod quotas;
 mod router_log;
 mod saved;
 mod sink_report;
+mod source_report;
 mod threads;
 
 use std::{
@@ -70,6 +71,7 @@ use metrics::Metrics;
 use operator::Operators;
 use operator_token::OperatorToken;
 use saved::SavedConfiguration;
+use sink_report::ReportedParts;
 use threads::Threads;
 
 /// Pause before a configuration that could not be written is retried.
@@ -125,9 +127,9 @@ pub async fn run(
         supervisor: supervisor.clone(),
         runtime: delivering.handle(),
     };
+    let elsewhere = options.sources_router.filter(|router| router != name);
     let (shards, shared) = match log {
         RouterLog::Embedded(_) => {
-            let elsewhere = options.sources_router.filter(|router| router != name);
             if let Some(router) = &elsewhere {
                 tracing::info!(router, "Sources with a schedule run at another router");
             }
@@ -266,14 +268,15 @@ pub async fn run(
     }
     let begun = applier.begin(before).await;
     let stop_ingress = stop.child_token();
-    let reporting = sink_report::keep(
-        shards.clone(),
-        table_of_report,
-        applier.undecodable.clone(),
-        over_quota,
-        sinks,
-        stop_ingress.clone(),
-    );
+    let reported = ReportedParts {
+        shards: shards.clone(),
+        table: table_of_report,
+        undecodable: applier.undecodable.clone(),
+        rejected: over_quota,
+        hooks: metrics.hooks.clone(),
+        sources_router: elsewhere,
+    };
+    let reporting = sink_report::keep(reported, sinks, stop_ingress.clone());
     servers.spawn(supervisor.clone().watch("the report of Sinks", reporting));
     let stop_audit = stop_ingress.clone();
     let auditing = async move { audited.keep(stop_audit).await };

@@ -1,4 +1,4 @@
-//! Observes which Sinks are down, for the reports to the controller.
+//! Observes which Sinks are down and what Sources do, for the reports to the controller.
 
 use std::{
     collections::BTreeSet,
@@ -7,10 +7,11 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{exceeded::ExceededLimit, over_quota::RejectedLately};
+use super::{exceeded::ExceededLimit, metrics::HookMetrics, over_quota::RejectedLately, source_report};
 use crate::{
     delivery::TriggerStats,
     filter,
@@ -32,16 +33,32 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_AT_USAGE_EVERY: Duration = Duration::from_secs(10);
 const USAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a report is made from.
+pub(super) struct ReportedParts {
+    pub(super) shards: Arc<Shards>,
+    pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
+    pub(super) undecodable: Arc<ArcSwap<Vec<String>>>,
+    pub(super) rejected: Arc<RejectedLately>,
+    pub(super) hooks: Arc<HookMetrics>,
+    /// The only router that runs Sources, if it is another one.
+    pub(super) sources_router: Option<String>,
+}
+
 /// Keeps the report up to date until told to stop. Notifies readers when Sinks go down or answer again, but not
 /// when only the last error differs: that is sent with the next report.
 pub(super) async fn keep(
-    shards: Arc<Shards>,
-    table: Arc<ArcSwapOption<RoutingTable>>,
-    undecodable: Arc<ArcSwap<Vec<String>>>,
-    rejected: Arc<RejectedLately>,
+    observed: ReportedParts,
     reports: watch::Sender<Option<SinkReport>>,
     stop: CancellationToken,
 ) {
+    let ReportedParts {
+        shards,
+        table,
+        undecodable,
+        rejected,
+        hooks,
+        sources_router,
+    } = observed;
     let mut told = BTreeSet::new();
     let mut usage = UsageLook::default();
     loop {
@@ -75,6 +92,12 @@ pub(super) async fn keep(
                 .unwrap_or_default(),
             problem: shards.problem().map(|problem| problem.as_str().into()),
             usage: usage.found.clone(),
+            sources: Some(source_report::sources(
+                shards.statistics().snapshot(),
+                hooks.records(),
+                Timestamp::now(),
+            )),
+            sources_router: sources_router.clone(),
             ..report(&triggers)
         };
         reports.send_if_modified(|known| {
@@ -258,6 +281,8 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         && one.other_partitions == other.other_partitions
         && one.over_quota == other.over_quota
         && one.undecodable == other.undecodable
+        && one.sources_router == other.sources_router
+        && source_report::are_alike(one, other)
 }
 
 #[cfg(test)]

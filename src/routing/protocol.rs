@@ -7,9 +7,10 @@
 //!
 //! A router that ends, and whose work the other routers take over, says so by `DELETE /v1/routers/NAME`.
 //!
-//! A router reports failing Sinks by `PUT /v1/routers/NAME/sinks` with a [`SinkReport`]: when the report changes,
-//! and every [`REPORT_EVERY`], so that a restarted controller learns it again. The response is 204, or 409 if the
-//! router has not polled yet. A report replaces the previous one, and is dropped when the router stops polling.
+//! A router reports failing Sinks, and what its Sources do, by `PUT /v1/routers/NAME/sinks` with a [`SinkReport`]: when
+//! the report changes, and every [`REPORT_EVERY`], so that a restarted controller learns it again. The response is 204,
+//! or 409 if the router has not polled yet. A report replaces the previous one, and is dropped when the router stops
+//! polling.
 //!
 //! A router asks whether an operator may do something by `POST /v1/routers/NAME/access-reviews`; see
 //! [`AccessReview`].
@@ -23,7 +24,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,10 @@ pub const REPORT_EVERY: Duration = Duration::from_secs(30);
 
 /// Time for which a router reports a broker after the last rejection of its producers.
 pub const OVER_QUOTA_FOR: Duration = Duration::from_secs(60);
+
+/// Time for which a webhook has to accept no request before its rejections count as a [failure](SourceReport::failure):
+/// others can send forged requests between those of the sender.
+pub const REJECTS_FOR: SignedDuration = SignedDuration::from_secs(60);
 
 /// Maximum size of a [`SinkReport`], in bytes: enough for some ten thousand outages.
 pub const MAX_REPORT: usize = 8 * 1024 * 1024;
@@ -144,6 +149,83 @@ pub struct SinkReport {
     /// UIDs of the Brokers, Triggers and Sources of the applied configuration that the router cannot decode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undecodable: Vec<String>,
+    /// Sources that run at this router, and those of which it has seen anything. `None` from a router of a version that
+    /// does not report them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<SourceReport>>,
+    /// Name of the only router that runs Sources, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources_router: Option<String>,
+}
+
+/// What a router has seen of a Source since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceReport {
+    /// UID of the Source.
+    pub uid: String,
+    /// Whether it runs at this router. Webhooks do not run: every router serves them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runs: bool,
+    /// Time at which its last event was stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event: Option<Timestamp>,
+    /// Time at which something last went well, with an event or without: a request was verified and not rejected, or a
+    /// scheduled time was settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_success: Option<Timestamp>,
+    /// Why events do not come at present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<SourceFailure>,
+    /// The last request that was rejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_rejection: Option<SourceRejection>,
+    /// Oldest scheduled time that is due and has no event yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Timestamp>,
+}
+
+/// Why the events of a Source do not come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceFailure {
+    /// What failed.
+    pub cause: SourceFailureCause,
+    /// Time of the last failure.
+    pub at: Timestamp,
+    /// What is wrong.
+    pub detail: Detail,
+}
+
+/// What fails at a Source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SourceFailureCause {
+    /// Proof of the sender, and no request had any: they may be anybody's, and tell nothing about the sender.
+    Unsigned,
+    /// Proof of the sender.
+    Verification,
+    /// Making an event, or its filters.
+    Event,
+    /// Storing the event.
+    Storage,
+    /// The Source has ended.
+    Ended,
+    /// A cause that this version does not know.
+    #[serde(other)]
+    Other,
+}
+
+/// A request that a Source rejected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRejection {
+    /// Time of the request.
+    pub at: Timestamp,
+    /// Reason, as in the metrics.
+    pub reason: Detail,
+    /// What is wrong with it.
+    pub detail: Detail,
 }
 
 /// A broker whose number of partitions is not that of its Broker.
@@ -322,6 +404,22 @@ mod tests {
         assert_eq!(report.down[0].detail.as_str(), "a [2Jb");
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<SinkReport>(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn reports_of_older_and_newer_routers_are_read() {
+        let report: SinkReport = serde_json::from_str(r#"{"down": []}"#).unwrap();
+        assert_eq!(report.sources, None);
+        let newer = r#"{"down": [], "sources": [
+            {"uid": "u", "runs": true, "of": "tomorrow",
+             "failure": {"cause": "novel", "at": "2026-01-01T00:00:00Z", "detail": "x\ny"}}]}"#;
+        let report: SinkReport = serde_json::from_str(newer).unwrap();
+        let source = &report.sources.unwrap()[0];
+        let failure = source.failure.as_ref().unwrap();
+        assert_eq!(
+            (source.runs, failure.cause, failure.detail.as_str()),
+            (true, SourceFailureCause::Other, "x y")
+        );
     }
 
     #[test]

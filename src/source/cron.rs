@@ -14,7 +14,7 @@ use crate::{
     cloudevents::Lineage,
     filter::CompiledFilter,
     log::LogError,
-    routing::{self, CatchUp, Schedule},
+    routing::{self, CatchUp, Schedule, protocol::SourceFailureCause},
 };
 
 /// Maximum delay after which a missed run is still caught up.
@@ -49,24 +49,18 @@ struct Task {
 /// cannot run is a bug.
 pub(super) async fn run(source: routing::Source, cron: routing::Cron, context: Context) {
     let routing::Source { namespace, name, .. } = &source;
-    let schedule = match Schedule::parse(&cron) {
-        Ok(schedule) => schedule,
+    let (schedule, filter) = match prepared(&source, &cron) {
+        Ok(prepared) => prepared,
         Err(error) => {
-            tracing::error!(%namespace, source = %name, %error, "cannot run the Source");
+            tracing::error!(%namespace, source = %name, error, "cannot run the Source");
+            let now = context.clock.now();
+            let detail = format!("this version cannot run it: {error}");
+            context
+                .counters
+                .failed(SourceFailureCause::Ended, now, &detail, None);
             return;
         }
     };
-    let filter = match CompiledFilter::compile(&source.filters) {
-        Ok(filter) => filter,
-        Err(error) => {
-            tracing::error!(%namespace, source = %name, %error, "cannot run the Source");
-            return;
-        }
-    };
-    if let Err(error) = event(&source.uid, &cron, Timestamp::UNIX_EPOCH) {
-        tracing::error!(%namespace, source = %name, %error, "cannot run the Source");
-        return;
-    }
     tracing::info!(
         %namespace, source = %name, schedule = %cron.schedule, time_zone = %cron.time_zone, "Source runs"
     );
@@ -78,6 +72,27 @@ pub(super) async fn run(source: routing::Source, cron: routing::Cron, context: C
         context,
     };
     task.run().await;
+}
+
+fn prepared(source: &routing::Source, cron: &routing::Cron) -> Result<(Schedule, CompiledFilter), String> {
+    let schedule = Schedule::parse(cron).map_err(|error| error.to_string())?;
+    let filter = CompiledFilter::compile(&source.filters).map_err(|error| error.to_string())?;
+    event(&source.uid, cron, Timestamp::UNIX_EPOCH).map_err(|error| error.to_string())?;
+    Ok((schedule, filter))
+}
+
+/// Whether the router is about to end because of an error of the log, and the Source with it.
+fn ends_source(error: &LogError) -> bool {
+    match error {
+        LogError::Failed(_) | LogError::Fenced(_) | LogError::Damaged { .. } | LogError::Open { .. } => true,
+        LogError::Full(_)
+        | LogError::Quota(_)
+        | LogError::BrokersQuota(_)
+        | LogError::BrokerQuota(_)
+        | LogError::Limit(_)
+        | LogError::TooLarge(_)
+        | LogError::Unavailable(_) => false,
+    }
 }
 
 /// Why a wait ended.
@@ -118,7 +133,14 @@ impl Task {
             next = self.schedule.next_after(scheduled);
         }
         let routing::Source { namespace, name, .. } = &self.source;
-        tracing::warn!(%namespace, source = %name, "the schedule has no further times");
+        let detail = "the schedule has no further times";
+        tracing::warn!(%namespace, source = %name, "{detail}");
+        self.failed(SourceFailureCause::Ended, detail, None);
+    }
+
+    fn failed(&self, cause: SourceFailureCause, detail: &str, waiting_since: Option<Timestamp>) {
+        let Context { clock, counters, .. } = &self.context;
+        counters.failed(cause, clock.now(), detail, waiting_since);
     }
 
     /// Returns the first scheduled time, which may have passed while no router ran the Source; `None` if the Source must
@@ -197,17 +219,15 @@ impl Task {
         let routing::Source { namespace, name, .. } = &self.source;
         match self.context.last_runs.save(&self.source, until).await {
             Ok(()) => true,
-            Err(
-                error @ (LogError::Failed(_)
-                | LogError::Fenced(_)
-                | LogError::Damaged { .. }
-                | LogError::Open { .. }),
-            ) => {
+            Err(error) if ends_source(&error) => {
                 tracing::error!(%namespace, source = %name, %error, "cannot store when the Source ran; stopping it");
+                self.context.counters.ended(self.context.clock.now(), &error);
                 false
             }
             Err(error) => {
                 tracing::warn!(%namespace, source = %name, %error, "cannot store when the Source ran: its last event may be repeated");
+                let detail = format!("cannot store when the Source ran: {error}");
+                self.failed(SourceFailureCause::Storage, &detail, None);
                 true
             }
         }
@@ -265,18 +285,22 @@ impl Task {
                     (event.id().to_owned(), event.to_record())
                 }
                 Ok(false) => {
-                    self.context.counters.filtered.fetch_add(1, Ordering::Relaxed);
+                    let Context { clock, counters, .. } = &self.context;
+                    counters.filtered.fetch_add(1, Ordering::Relaxed);
+                    counters.succeeded(clock.now());
                     return self.settle(scheduled).await;
                 }
                 Err(error) => {
                     self.context.counters.missed.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(%namespace, source = %name, %scheduled, error, "missed a scheduled time: a filter failed");
+                    self.failed(SourceFailureCause::Event, &format!("spec.filters: {error}"), None);
                     return self.settle(scheduled).await;
                 }
             },
             Err(error) => {
                 self.context.counters.missed.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
+                self.failed(SourceFailureCause::Event, &error.to_string(), None);
                 return self.settle(scheduled).await;
             }
         };
@@ -293,42 +317,30 @@ impl Task {
             let appended = intake.accept_once(broker, &id, &record, clock.now());
             match appended.await {
                 Ok(offset) => {
-                    counters.produced.fetch_add(1, Ordering::Relaxed);
+                    counters.stored(clock.now());
                     counters
                         .caught_up
                         .fetch_add(u64::from(is_late), Ordering::Relaxed);
                     tracing::debug!(%namespace, source = %name, %scheduled, %offset, is_late, "produced an event");
                     return self.settle(scheduled).await;
                 }
-                Err(
-                    LogError::Full(reason)
-                    | LogError::Quota(reason)
-                    | LogError::BrokersQuota(reason)
-                    | LogError::BrokerQuota(reason)
-                    | LogError::Limit(reason),
-                ) => {
-                    if expires.is_none() {
-                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log does not take the event; trying again");
-                    }
+                Err(error) if ends_source(&error) => {
+                    tracing::error!(%namespace, source = %name, %scheduled, %error, "cannot store events; stopping the Source");
+                    counters.ended(clock.now(), &error);
+                    return false;
                 }
                 Err(LogError::TooLarge(reason)) => {
                     counters.missed.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(%namespace, source = %name, %scheduled, %reason, "missed a scheduled time: the event is too large for the event log");
+                    let detail = format!("the event is too large for the event log: {reason}");
+                    self.failed(SourceFailureCause::Storage, &detail, None);
                     return self.settle(scheduled).await;
                 }
-                Err(LogError::Unavailable(reason)) => {
+                Err(error) => {
                     if expires.is_none() {
-                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is unavailable; trying again");
+                        tracing::warn!(%namespace, source = %name, %scheduled, %error, "the event log does not take the event; trying again");
                     }
-                }
-                Err(
-                    error @ (LogError::Failed(_)
-                    | LogError::Fenced(_)
-                    | LogError::Damaged { .. }
-                    | LogError::Open { .. }),
-                ) => {
-                    tracing::error!(%namespace, source = %name, %scheduled, %error, "cannot store events; stopping the Source");
-                    return false;
+                    self.failed(SourceFailureCause::Storage, &error.to_string(), Some(scheduled));
                 }
             }
             let expires = *expires.get_or_insert_with(|| self.expires(scheduled));

@@ -7,10 +7,12 @@ mod context;
 mod cron;
 mod event;
 mod last_runs;
+mod progress;
 mod runner;
 mod statistics;
 pub mod webhook;
 
 pub use last_runs::{LastRuns, broker_of_last_run};
+pub use progress::SourceProgress;
 pub use runner::{SourcePlace, Sources};
 pub use statistics::{SourceCounts, Statistics};

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     intake::Intake,
     log::{BrokerName, REMEMBERED},
-    routing, supervision,
+    routing::{self, protocol::SourceFailureCause},
+    supervision,
 };
 
 /// Time that a router has to continue the Sources of one that was killed. Shorter than [`REMEMBERED`], so that no event is
@@ -146,6 +147,7 @@ impl Sources {
                 counters: self.statistics.of(source),
                 stop,
             };
+            let (counters, clock) = (context.counters.clone(), self.clock.clone());
             let name = format!("the Source {}/{}", source.namespace, source.name);
             let running = run(source.clone(), context);
             // A Source that panicked produces no more events until the router restarts. The others continue.
@@ -155,7 +157,10 @@ impl Sources {
                 if let Some(earlier) = earlier {
                     earlier.cancelled().await;
                 }
-                drop(supervision::caught(&name, running).await);
+                if let Err(panicked) = supervision::caught(&name, running).await {
+                    let detail = format!("{panicked}; restart the router, and report it");
+                    counters.failed(SourceFailureCause::Ended, clock.now(), &detail, None);
+                }
             });
         }
     }

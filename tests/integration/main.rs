@@ -46,6 +46,7 @@ mod sink_credentials;
 mod sink_oauth2;
 mod sink_signatures;
 mod sink_status;
+mod source_status;
 mod traces;
 mod transform;
 mod uri_addresses;

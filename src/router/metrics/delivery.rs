@@ -1,4 +1,4 @@
-//! Metrics of Triggers, Sources, dead letters and the event log.
+//! Metrics of Triggers, dead letters and the event log.
 
 use std::{fmt, sync::Arc};
 
@@ -13,7 +13,6 @@ use crate::{
     delivery::{TriggerStats, TriggerView},
     log::{LogProvider, NamespaceShare, Partition},
     ownership::Shards,
-    source::SourceCounts,
 };
 
 /// Reads the engine's and the log's figures on each scrape, so that counting costs delivery nothing.
@@ -190,7 +189,6 @@ impl Collector for DeliveryCollector {
         self.shards(&mut encoder)?;
         self.dropped_when_full(&mut encoder, &triggers)?;
         self.dead_letters(&mut encoder)?;
-        self.produced(&mut encoder)?;
         self.log_bytes(&mut encoder)?;
         let read_errors = ConstCounter::new(self.logs.read_errors());
         read_errors.encode(encoder.encode_descriptor(
@@ -253,44 +251,6 @@ impl DeliveryCollector {
         for (name, help, count) in gauges {
             let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             gauge_value(count as u64).encode(encoder)?;
-        }
-        Ok(())
-    }
-
-    fn produced(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let sources = self.shards.statistics().snapshot();
-        type Count = fn(&SourceCounts) -> u64;
-        let counters: [(&str, &str, Count); 4] = [
-            (
-                "source_events_produced",
-                "Events that the Source made, since the start",
-                |source| source.produced,
-            ),
-            (
-                "source_times_missed",
-                "Scheduled times without an event, since the start",
-                |source| source.missed,
-            ),
-            (
-                "source_times_caught_up",
-                "Events of scheduled times that were missed and made up for, since the start",
-                |source| source.caught_up,
-            ),
-            (
-                "source_times_filtered",
-                "Scheduled times whose event does not match the Source's filters, since the start",
-                |source| source.filtered,
-            ),
-        ];
-        for (name, help, count) in counters {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for source in &sources {
-                let labels = [
-                    ("namespace", source.namespace.as_str()),
-                    ("source", source.name.as_str()),
-                ];
-                ConstCounter::new(count(source)).encode(family.encode_family(&labels)?)?;
-            }
         }
         Ok(())
     }

@@ -6,8 +6,9 @@ mod gauge;
 mod hooks;
 mod ingress;
 mod servers;
+mod sources;
 
-pub(super) use hooks::HookMetrics;
+pub(super) use hooks::{HookMetrics, HookOutcome, HookRecord};
 pub(super) use ingress::IngressMetrics;
 
 use std::{fmt, sync::Arc};
@@ -21,7 +22,7 @@ use prometheus_client::{
 
 use self::{
     certificate::CertificateCollector, delivery::DeliveryCollector, gauge::gauge_value,
-    servers::ServerCollector,
+    servers::ServerCollector, sources::SourceCollector,
 };
 use crate::{descriptors, log::LogProvider, ownership::Shards, server::ListenerTls};
 
@@ -83,7 +84,14 @@ impl Metrics {
             logs: logs.clone(),
             shards: shards.clone(),
         }));
-        registry.register_collector(Box::new(DeliveryCollector { logs, shards }));
+        registry.register_collector(Box::new(DeliveryCollector {
+            logs,
+            shards: shards.clone(),
+        }));
+        registry.register_collector(Box::new(SourceCollector {
+            shards,
+            hooks: hooks.clone(),
+        }));
         Self {
             registry: all,
             ingress,
@@ -270,17 +278,26 @@ mod tests {
             .retain(|namespace, broker| (namespace, broker) != ("shop", "old"));
         assert_eq!(accepted("shop/old", false, 1), 1);
         metrics.ingress.rejected("too_large");
-        metrics.hooks.answered("shop/github", "accepted");
-        metrics.hooks.answered("shop/gone", "accepted");
+        let answered = |webhook, events, second| {
+            let now = jiff::Timestamp::from_second(second).unwrap();
+            let outcome = HookOutcome::Stored(events);
+            metrics.hooks.answered(webhook, "uid", "accepted", outcome, now);
+        };
+        answered("shop/github", 3, 7);
+        answered("shop/gone", 1, 8);
         metrics.hooks.retain(|webhook| webhook != "shop/gone");
         let series: Vec<_> = self::page(&metrics.registry)
             .lines()
-            .filter(|line| line.starts_with("weir_webhook_requests_total{"))
+            .filter(|line| line.contains("source=\"") && !line.ends_with(" 0"))
             .map(str::to_owned)
             .collect();
         assert_eq!(
             series,
-            [r#"weir_webhook_requests_total{namespace="shop",source="github",result="accepted"} 1"#]
+            [
+                r#"weir_webhook_requests_total{namespace="shop",source="github",result="accepted"} 1"#,
+                r#"weir_source_events_produced_total{namespace="shop",source="github"} 3"#,
+                r#"weir_source_last_event_timestamp_seconds{namespace="shop",source="github"} 7"#,
+            ]
         );
         metrics.configuration.applied("1");
         assert_documented(&metrics.registry, |name| !name.starts_with("weir_controller_"));
