@@ -1,9 +1,7 @@
 //! The credential in an `Authorization` header.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-
 use super::refusal::Refusal;
-use crate::routing::{CredentialDigest, bearer_token};
+use crate::routing::{BasicAuthorization, CredentialDigest, bearer_token};
 
 /// A credential that a request presents.
 #[derive(Debug)]
@@ -20,19 +18,12 @@ impl<'a> PresentedCredential<'a> {
         if let Some(token) = bearer_token(authorization) {
             return Ok(Self::Bearer(token, CredentialDigest::of(token.as_bytes())));
         }
-        let (scheme, pair) = authorization.split_once(' ').unwrap_or((authorization, ""));
-        if !scheme.eq_ignore_ascii_case("basic") {
-            return Err(Refusal::NoToken);
+        match BasicAuthorization::parse(authorization) {
+            BasicAuthorization::Pair(digest) => Ok(Self::Basic(digest)),
+            BasicAuthorization::Malformed => Err(Refusal::MalformedBasic),
+            BasicAuthorization::OtherScheme => Err(Refusal::NoToken),
         }
-        basic(pair).map(Self::Basic).ok_or(Refusal::MalformedBasic)
     }
-}
-
-/// Parses `USER:PASSWORD` in base64 (RFC 7617, section 2): neither part has control characters.
-fn basic(pair: &str) -> Option<CredentialDigest> {
-    let pair = STANDARD.decode(pair.trim_start_matches(' ')).ok()?;
-    let is_valid = pair.contains(&b':') && !pair.iter().any(u8::is_ascii_control);
-    is_valid.then(|| CredentialDigest::of(&pair))
 }
 
 #[cfg(test)]

@@ -39,8 +39,8 @@ pub use source::{CatchUp, CronData, CronSource, Source, SourceRejectionStatus, S
 pub use transform::{TransformAttributes, TransformSpec};
 pub use trigger::{Start, Trigger, TriggerSpec, TriggerStatus};
 pub use webhook::{
-    HmacAlgorithm, HmacEncoding, NoVerification, WebhookBasic, WebhookEvent, WebhookHmac, WebhookKeys,
-    WebhookSecrets, WebhookSource, WebhookToken, WebhookVerification,
+    HmacAlgorithm, HmacEncoding, NoVerification, WebhookBasic, WebhookCloudEvents, WebhookEvent, WebhookHmac,
+    WebhookKeys, WebhookSecrets, WebhookSource, WebhookToken, WebhookVerification,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

@@ -25,7 +25,7 @@ pub struct WebhookSource {
 /// How a request proves who sent it: exactly one field.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("[has(self.github), has(self.gitlab), has(self.stripe), has(self.slack), has(self.standardWebhooks), has(self.hmac), has(self.token), has(self.basic), has(self.none)].filter(set, set).size() == 1", "exactly one of github, gitlab, stripe, slack, standardWebhooks, hmac, token, basic and none must be set"))]
+#[x_kube(validation = ("[has(self.github), has(self.gitlab), has(self.stripe), has(self.slack), has(self.standardWebhooks), has(self.hmac), has(self.token), has(self.basic), has(self.cloudEvents), has(self.none)].filter(set, set).size() == 1", "exactly one of github, gitlab, stripe, slack, standardWebhooks, hmac, token, basic, cloudEvents and none must be set"))]
 pub struct WebhookVerification {
     /// A webhook of GitHub, signed with its secret (X-Hub-Signature-256).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +59,11 @@ pub struct WebhookVerification {
     /// HTTP Basic authentication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basic: Option<WebhookBasic>,
+
+    /// A sender of CloudEvents by the webhook specification of CloudEvents, such as Azure Event Grid. The events keep their
+    /// attributes and their data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_events: Option<WebhookCloudEvents>,
 
     /// No proof: everyone who reaches the port can send events to the broker, whatever producers its Broker lists. Write
     /// {} for senders that cannot do better.
@@ -161,13 +166,35 @@ pub struct WebhookBasic {
     pub passwords: Vec<SecretValue>,
 }
 
+/// A sender by the specification "HTTP 1.1 Web Hooks for Event Delivery" of CloudEvents, with a bearer token in the header
+/// Authorization or in the query parameter access_token. Before it sends, it asks for permission by a request with the method
+/// OPTIONS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WebhookCloudEvents {
+    /// Names of the senders that get permission, as they call themselves in WebHook-Request-Origin, for example
+    /// eventgrid.azure.net, or * for all. It is no proof of who sends. At most 16.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^(\*|[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?)$")
+        )
+    )]
+    pub allowed_origins: Vec<String>,
+
+    /// Tokens, each of which is accepted. While a token is replaced, list the old and the new one.
+    #[schemars(length(min = 1, max = 2))]
+    pub secrets: Vec<SecretValue>,
+}
+
 /// No proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NoVerification {}
 
 /// How the event of a request is made, in place of what the conventions of the sender say. Values may contain
-/// ${EXPRESSION}, a CEL expression as in a cel filter; $${ stands for the text ${. The variables are body, the body as JSON,
-/// as the fields of a form, or as text; request, with headers (names in lower case), query, path and received; and event, the
+/// ${EXPRESSION}, a CEL expression as in a cel filter; $${ stands for the text ${. The variables are body, the body (of
+/// CloudEvents, the data of the event) as JSON, as the fields of a form, or as text; request, with headers (names in lower case), query, path and received; and event, the
 /// event as it would be without these fields. A request for which an expression fails is rejected with 422.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

@@ -4,7 +4,7 @@
 
 mod descendants;
 
-pub use descendants::{Beyond, Counted, Descendants, HOPS, MAX_DESCENDANTS, MAX_HOPS, next};
+pub use descendants::{Admission, Beyond, Counted, Descendants, HOPS, MAX_DESCENDANTS, MAX_HOPS, next};
 
 use std::sync::Arc;
 
@@ -216,21 +216,21 @@ impl Intake {
     }
 }
 
-/// Creates a record of each event. Events are parsed and encoded one by one, since a batch takes more memory as events
+/// Creates a record of each event, except those for which `encode` returns none. Events are parsed and encoded one by one, since a batch takes more memory as events
 /// than as text, and other tasks can run in between.
 ///
 /// # Errors
 /// Returns the first error of `encode`, which gets the event's index in the batch.
-pub async fn records<T, E>(
+pub async fn records<T, R: Into<Option<Bytes>>, E>(
     events: impl ExactSizeIterator<Item = T>,
-    mut encode: impl FnMut(usize, T) -> Result<Bytes, E>,
+    mut encode: impl FnMut(usize, T) -> Result<R, E>,
 ) -> Result<Vec<Bytes>, E> {
     let mut records = Vec::with_capacity(events.len());
     for (index, event) in events.enumerate() {
         if index % EVENTS_AT_ONCE == EVENTS_AT_ONCE - 1 {
             tokio::task::yield_now().await;
         }
-        records.push(encode(index, event)?);
+        records.extend(encode(index, event)?.into());
     }
     Ok(records)
 }

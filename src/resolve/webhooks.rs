@@ -24,6 +24,7 @@ pub(super) fn references(webhook: &api::WebhookSource) -> impl Iterator<Item = &
         hmac,
         token,
         basic,
+        cloud_events,
         none: _,
     } = &webhook.verification;
     let presets = [github, gitlab, stripe, slack].into_iter().flatten();
@@ -32,7 +33,9 @@ pub(super) fn references(webhook: &api::WebhookSource) -> impl Iterator<Item = &
     let hmac = hmac.iter().flat_map(|hmac| &hmac.secrets);
     let token = token.iter().flat_map(|token| &token.secrets);
     let basic = basic.iter().flat_map(|basic| &basic.passwords);
+    let cloud_events = cloud_events.iter().flat_map(|sender| &sender.secrets);
     let all = presets.chain(keys).chain(hmac).chain(token).chain(basic);
+    let all = all.chain(cloud_events);
     all.map(|SecretValue { secret_key_ref }| secret_key_ref)
 }
 
@@ -81,6 +84,7 @@ impl SourceSecrets<'_> {
             hmac,
             token,
             basic,
+            cloud_events,
             none,
         } = verification;
         let mut found = Vec::new();
@@ -116,6 +120,16 @@ impl SourceSecrets<'_> {
             let username = username.clone();
             let secrets = self.values("basic.passwords", passwords)?;
             found.push(Verification::Basic { username, secrets });
+        }
+        if let Some(sender) = cloud_events {
+            let api::WebhookCloudEvents {
+                allowed_origins,
+                secrets,
+            } = sender;
+            found.push(Verification::CloudEvents {
+                allowed_origins: allowed_origins.clone(),
+                secrets: self.values("cloudEvents.secrets", secrets)?,
+            });
         }
         found.extend(none.map(|api::NoVerification {}| Verification::Nothing {}));
         match (found.pop(), found.is_empty()) {
@@ -303,6 +317,13 @@ mod tests {
                     encoding: routing::HmacEncoding::Base64,
                     secrets: secret(),
                 }),
+            ),
+            (
+                json!({"cloudEvents": {"allowedOrigins": ["eventgrid.azure.net"], "secrets": a}}),
+                Verification::CloudEvents {
+                    allowed_origins: vec!["eventgrid.azure.net".into()],
+                    secrets: secret(),
+                },
             ),
             (json!({"none": {}}), Verification::Nothing {}),
         ] {

@@ -12,21 +12,22 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use http::{StatusCode, request::Parts};
+use http::{HeaderValue, StatusCode, header, request::Parts};
 use jiff::Timestamp;
 
 use super::{
-    body::{self, Sender},
+    body::{self, ReservedBody, Sender},
     ingress::Ingress,
     metrics::{HookMetrics, HookOutcome},
     problem::Problem,
 };
 use crate::{
     access::Challenges,
-    cloudevents::{Event, Lineage},
+    cloudevents::{Lineage, Unread},
+    intake,
     routing::{Source, SourceKind, broker_key, protocol::SourceFailureCause},
     server::Peer,
-    source::webhook::{Forgery, Received, WebhookReceiver, WebhookRejection},
+    source::webhook::{Forgery, Received, Validation, WebhookReceiver, WebhookRejection},
 };
 
 /// The webhooks of a routing configuration.
@@ -86,7 +87,7 @@ pub(super) fn service(server: HookServer) -> Router {
             "/",
             get(async || "webhooks are posted to /NAMESPACE/SOURCE\n").fallback(unknown_path),
         )
-        .route("/{namespace}/{source}", post(receive))
+        .route("/{namespace}/{source}", post(receive).options(validate))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::new(server))
@@ -109,10 +110,10 @@ async fn receive(
     match server.accept(&namespace, hook, &parts, body).await {
         Ok(answer) => {
             let (response, result, outcome) = match answer {
-                HookAnswer::Stored => (
+                HookAnswer::Stored(events) => (
                     StatusCode::ACCEPTED.into_response(),
                     "accepted",
-                    HookOutcome::Stored(1),
+                    HookOutcome::Stored(events),
                 ),
                 HookAnswer::Filtered => (
                     StatusCode::NO_CONTENT.into_response(),
@@ -124,7 +125,10 @@ async fn receive(
                 }
             };
             server.note(&key, hook, result, outcome);
-            response
+            match hook.webhook.has_token_in_url(&parts.uri) {
+                true => ([(header::CACHE_CONTROL, "private")], response).into_response(),
+                false => response,
+            }
         }
         Err(HookRejection { problem, cause }) => {
             let (detail, result) = (problem.detail(), problem.reason());
@@ -134,11 +138,46 @@ async fn receive(
     }
 }
 
+/// Answers a request with the method `OPTIONS`: the validation handshake of the CloudEvents webhook specification, section 4,
+/// for Sources of that kind.
+async fn validate(
+    State(server): State<Arc<HookServer>>,
+    Path((namespace, source)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    let key = broker_key(&namespace, &source);
+    let hooks = server.hooks.load_full();
+    let Some(hook) = hooks.0.get(&key) else {
+        let problem = unknown_webhook(&key);
+        server.ingress.metrics.rejected(problem.reason());
+        return problem.into_response();
+    };
+    let Some(validation) = hook.webhook.validate(request.headers()) else {
+        return wrong_method(State(server)).await.into_response();
+    };
+    if validation == Validation::Refused {
+        let problem = Problem::from(Forgery::Origin);
+        let (detail, result) = (problem.detail(), problem.reason());
+        let outcome = HookOutcome::Rejected { detail, cause: None };
+        server.note(&key, hook, result, outcome);
+        return problem.into_response();
+    }
+    server.note(&key, hook, "validated", HookOutcome::Validated);
+    let mut response = StatusCode::OK.into_response();
+    let answer = response.headers_mut();
+    answer.insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+    if let Validation::Allowed(origin) = validation {
+        answer.insert("webhook-allowed-origin", origin);
+        answer.insert("webhook-allowed-rate", server.allowed_rate(&hook.broker));
+    }
+    response
+}
+
 /// What a request is answered with.
 enum HookAnswer {
-    /// The event is durable.
-    Stored,
-    /// The event does not match the Source's filters.
+    /// So many events are durable.
+    Stored(u64),
+    /// No event matches the Source's filters.
     Filtered,
     /// The text that the sender asks for.
     Challenge(String),
@@ -152,9 +191,13 @@ struct HookRejection {
 }
 
 impl HookRejection {
-    fn of_storage(problem: Problem) -> Self {
-        let cause = Some(SourceFailureCause::Storage);
-        Self { problem, cause }
+    /// Sets the index of the event in the request, from 0.
+    fn of_event(self, index: usize) -> Self {
+        let Self { problem, cause } = self;
+        Self {
+            problem: problem.of_event(index),
+            cause,
+        }
     }
 }
 
@@ -167,8 +210,10 @@ impl From<Problem> for HookRejection {
 impl From<Forgery> for HookRejection {
     fn from(forgery: Forgery) -> Self {
         let cause = match forgery {
-            Forgery::Missing(_) => SourceFailureCause::Unsigned,
-            Forgery::Malformed(_) | Forgery::Wrong(_) | Forgery::Stale(_) => SourceFailureCause::Verification,
+            Forgery::Missing(_) | Forgery::NoToken => SourceFailureCause::Unsigned,
+            Forgery::Malformed(_) | Forgery::Wrong(_) | Forgery::Stale(_) | Forgery::Origin => {
+                SourceFailureCause::Verification
+            }
         };
         Self {
             problem: forgery.into(),
@@ -216,34 +261,95 @@ impl HookServer {
             Received::Challenge(challenge) => Ok(HookAnswer::Challenge(challenge)),
             Received::Filtered => Ok(HookAnswer::Filtered),
             Received::Event(event) => {
-                let stored = self.store(broker, *event).await;
-                stored.map_err(HookRejection::of_storage)?;
-                Ok(HookAnswer::Stored)
+                let lineage = Lineage::of_origin(fastrand::u64(..));
+                let record = event.with_lineage(lineage).to_record();
+                self.store(broker, &[record]).await?;
+                Ok(HookAnswer::Stored(1))
             }
+            Received::Events(events) => self.accept_events(hook, parts, &sender, &body, events).await,
         }
+    }
+
+    /// Stores CloudEvents as the ingress does, all of a batch or none. Only one event of a batch is in memory at a time,
+    /// beside all records.
+    async fn accept_events(
+        &self,
+        hook: &Hook,
+        parts: &Parts,
+        sender: &Sender,
+        body: &ReservedBody,
+        events: Unread,
+    ) -> Result<HookAnswer, HookRejection> {
+        let Hook { broker, webhook, .. } = hook;
+        let (is_batch, count) = (events.is_batch(), events.len());
+        let mut room = match is_batch {
+            true => Some(
+                self.ingress
+                    .bodies
+                    .room_for(sender, body.bytes.len(), count)
+                    .await?,
+            ),
+            false => None,
+        };
+        let admission = self.ingress.admit_descendants(&parts.headers, broker, count)?;
+        let request = webhook.request(&parts.uri, &parts.headers, Timestamp::now());
+        let made = intake::records(events, |index, event| {
+            let selected = event.map_err(WebhookRejection::from);
+            let selected = selected.and_then(|event| webhook.select(&request, event));
+            let selected = selected.map_err(|rejection| match is_batch {
+                true => HookRejection::from(rejection).of_event(index),
+                false => rejection.into(),
+            })?;
+            let Some(event) = selected else { return Ok(None) };
+            let event = admission
+                .with_lineage(event)
+                .map_err(|beyond| self.ingress.loops(broker, index, beyond))?;
+            let record = event.to_record();
+            if let Some(room) = &mut room {
+                room.add(&record)?;
+            }
+            Ok::<_, HookRejection>(Some(record))
+        });
+        let made = made.await?;
+        if made.is_empty() && count > 0 {
+            return Ok(HookAnswer::Filtered);
+        }
+        if !made.is_empty() {
+            self.store(broker, &made).await?;
+            admission.keep();
+        }
+        Ok(HookAnswer::Stored(made.len() as u64))
     }
 
     /// Decides by a request's head.
     fn admit(webhook: &WebhookReceiver, parts: &Parts) -> Result<(), HookRejection> {
-        webhook.check_head(&parts.headers)?;
+        webhook.check_head(&parts.uri, &parts.headers)?;
         Ok(body::check_codings(&parts.headers)?)
     }
 
-    async fn store(&self, broker: &str, event: Event) -> Result<(), Problem> {
-        let record = event
-            .with_lineage(Lineage::of_origin(fastrand::u64(..)))
-            .to_record();
-        let stored = self.store_within_quota(broker, record).await;
-        if let Err(problem) = &stored {
+    async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), HookRejection> {
+        let stored = self.store_within_quota(broker, records).await;
+        stored.map_err(|problem| {
             // A Source names its broker, so it exists.
-            self.ingress.note_over_quota(broker, problem, || true);
-        }
-        stored
+            self.ingress.note_over_quota(broker, &problem, || true);
+            HookRejection {
+                problem,
+                cause: Some(SourceFailureCause::Storage),
+            }
+        })
     }
 
-    async fn store_within_quota(&self, broker: &str, record: Bytes) -> Result<(), Problem> {
-        self.ingress.check_quota(broker, std::slice::from_ref(&record))?;
-        Ok(self.ingress.store(broker, &[record]).await?)
+    async fn store_within_quota(&self, broker: &str, records: &[Bytes]) -> Result<(), Problem> {
+        self.ingress.check_quota(broker, records)?;
+        Ok(self.ingress.store(broker, records).await?)
+    }
+
+    /// Requests in a minute that are permitted.
+    fn allowed_rate(&self, broker: &str) -> HeaderValue {
+        let per_second = self.ingress.quota_of(broker).events_per_second;
+        per_second.map_or(HeaderValue::from_static("*"), |per_second| {
+            HeaderValue::from(u64::from(per_second.get()) * 60)
+        })
     }
 }
 
@@ -251,6 +357,10 @@ impl From<Forgery> for Problem {
     fn from(forgery: Forgery) -> Self {
         let title = "The sender of the request is not proven";
         let detail = forgery.to_string();
+        if forgery == Forgery::Origin {
+            let title = "The Source does not allow the origin of the sender";
+            return Self::new(StatusCode::FORBIDDEN, forgery.label(), title, detail);
+        }
         // Signatures have no scheme of their own.
         Self::new(StatusCode::UNAUTHORIZED, forgery.label(), title, detail)
             .challenged(Challenges::BearerOrBasic)
@@ -262,6 +372,12 @@ impl From<WebhookRejection> for Problem {
         let title = match rejection {
             WebhookRejection::Forged(forgery) => return forgery.into(),
             WebhookRejection::Invalid(invalid) => return invalid.into(),
+            // As the webhook specification says, section 2.2. At the ingress it is the request of a producer that is wrong.
+            WebhookRejection::NotUnderstood(invalid) => {
+                let title = "The request contains no CloudEvents";
+                let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+                return Self::new(status, invalid.label(), title, invalid.to_string());
+            }
             WebhookRejection::NotMapped(_) => "The Source cannot make an event of the request",
             WebhookRejection::NotFiltered(_) => "A filter of the Source fails for the event",
         };

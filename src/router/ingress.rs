@@ -14,7 +14,7 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use jiff::Timestamp;
 
 use super::{
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     access::{Access, Permit, Presented, PresentedCertificate, Refusal},
     cloudevents::{Event, TraceContext, read_http_each},
-    intake::{self, Beyond, Descendants, Intake, Shortage},
+    intake::{self, Admission, Beyond, Descendants, Intake, Shortage},
     log::{BrokerName, LogError},
     ownership::Shards,
     routing::{Quota, RoutingTable, broker_key},
@@ -133,8 +133,7 @@ impl Ingress {
             true => Some(self.bodies.room_for(&sender, body.bytes.len(), count).await?),
             false => None,
         };
-        let admission = self.descendants.admit(&parts.headers, count);
-        let admission = admission.map_err(|beyond| self.loops(&broker, 0, beyond))?;
+        let admission = self.admit_descendants(&parts.headers, &broker, count)?;
         let continued = |of_headers: Option<_>| match unread.single() {
             Some(event) => of_headers.or_else(|| event.extension_trace_context()),
             None => of_headers,
@@ -219,6 +218,17 @@ impl Ingress {
         self.audited.add(broker, refusal, Instant::now());
     }
 
+    /// Admits so many events of a request, unless they end a loop.
+    pub(super) fn admit_descendants(
+        &self,
+        headers: &HeaderMap,
+        broker: &str,
+        count: usize,
+    ) -> Result<Admission, Problem> {
+        let admission = self.descendants.admit(headers, count);
+        admission.map_err(|beyond| self.loops(broker, 0, beyond))
+    }
+
     /// Stores the records of events. Logs, now and then, that there is no room.
     pub(super) async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
         let name = BrokerName::from(broker);
@@ -249,7 +259,7 @@ impl Ingress {
 
     /// A final rejection for the sender, above all for another router: that one turns the event into a dead letter
     /// and stops retrying.
-    fn loops(&self, broker: &str, index: usize, beyond: Beyond) -> Problem {
+    pub(super) fn loops(&self, broker: &str, index: usize, beyond: Beyond) -> Problem {
         let mut refusals = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(admitted) = refusals.admit(Instant::now()) {
             let held_back = admitted.held_back;
@@ -294,7 +304,7 @@ impl Ingress {
         }
     }
 
-    fn quota_of(&self, broker: &str) -> Quota {
+    pub(super) fn quota_of(&self, broker: &str) -> Quota {
         let table = self.table.load();
         table
             .as_ref()

@@ -3,7 +3,7 @@
 
 mod access_review;
 mod authorities;
-mod bearer_token;
+mod authorization;
 mod bounds;
 mod configuration;
 mod credential_digest;
@@ -25,7 +25,7 @@ pub use access_review::{
     access_reviews_path,
 };
 pub use authorities::{Authorities, AuthoritiesDigest};
-pub use bearer_token::bearer_token;
+pub use authorization::{BasicAuthorization, bearer_token};
 pub use bounds::{AdmittedTrigger, Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, TriggerRejection};
 pub use configuration::{
     BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,

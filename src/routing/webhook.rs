@@ -20,7 +20,11 @@ pub struct Webhook {
 
 /// How a request proves who sent it. Several secrets are valid at the same time, so that one can be replaced.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
 pub enum Verification {
     /// Signatures of GitHub, in `X-Hub-Signature-256`.
     #[serde(rename = "github")]
@@ -63,6 +67,13 @@ pub enum Verification {
         /// User name.
         username: String,
         /// Passwords.
+        secrets: Vec<Secret>,
+    },
+    /// A bearer token of the CloudEvents webhook specification, whose requests contain CloudEvents.
+    CloudEvents {
+        /// Origins that may send, or `*`.
+        allowed_origins: Vec<String>,
+        /// Tokens.
         secrets: Vec<Secret>,
     },
     /// Nothing: whoever reaches the path can post.

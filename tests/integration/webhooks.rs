@@ -285,3 +285,173 @@ spec: {sink: {service: {name: all}}}
     }
     assert_eq!(consumer.received().len(), 1);
 }
+
+#[test]
+fn cloud_events_keep_what_they_have_once_their_sender_has_permission() {
+    const GRID: &str = r#"
+apiVersion: v1
+kind: Secret
+metadata: {name: hooks, namespace: shop}
+stringData: {token: s3cret}
+---
+apiVersion: weir.dev/v1alpha1
+kind: Source
+metadata: {name: grid, namespace: shop}
+spec:
+  webhook:
+    verification: {cloudEvents: {allowedOrigins: [eventgrid.azure.net], secrets: [{secretKeyRef: {name: hooks, key: token}}]}}
+  filters: [{not: {exact: {type: noise}}}]
+---
+apiVersion: weir.dev/v1alpha1
+kind: Source
+metadata: {name: open, namespace: shop}
+spec: {webhook: {verification: {none: {}}}}
+---
+apiVersion: weir.dev/v1alpha1
+kind: Broker
+metadata: {name: default, namespace: shop}
+spec: {quota: {eventsPerSecond: 50}}
+---
+apiVersion: weir.dev/v1alpha1
+kind: Trigger
+metadata: {name: all, namespace: shop}
+spec: {sink: {service: {name: all}}}
+"#;
+    let (router, consumer) = start(GRID);
+    let url = |path: &str| format!("http://{}{path}", router.process.address("hooks"));
+    let options = |path: &str, headers: &[(&str, &str)]| {
+        runtime()
+            .block_on(send(Method::OPTIONS, &url(path), headers, ""))
+            .unwrap()
+    };
+    let asking = [
+        ("webhook-request-origin", "eventgrid.azure.net"),
+        ("webhook-request-callback", "http://127.0.0.1:9/confirm?id=1"),
+        ("webhook-request-rate", "120"),
+    ];
+    let permission = options("/shop/grid?access_token=guess", &asking);
+    let header = |answer: &Response, name: &str| {
+        let value = answer.headers.get(name);
+        value.map_or_else(String::new, |value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(permission.status, 200);
+    for (name, value) in [
+        ("webhook-allowed-origin", "eventgrid.azure.net"),
+        ("webhook-allowed-rate", "3000"),
+        ("allow", "POST, OPTIONS"),
+    ] {
+        assert_eq!(header(&permission, name), value, "{name}");
+    }
+    let refused = options("/shop/grid", &[("webhook-request-origin", "example.com")]);
+    assert_eq!(
+        (refused.status.as_u16(), refused.json()["reason"].clone()),
+        (403, "origin_not_allowed".into())
+    );
+    let unasked = options("/shop/grid", &[]);
+    for answer in [&refused, &unasked] {
+        assert_eq!(header(answer, "webhook-allowed-origin"), "");
+        assert_eq!(header(answer, "webhook-allowed-rate"), "");
+    }
+    assert_eq!(unasked.status, 200);
+    assert_eq!(options("/shop/open", &asking).status, 405);
+    assert_eq!(options("/shop/none", &asking).status, 404);
+
+    let binary = [
+        ("authorization", "Bearer s3cret"),
+        ("ce-specversion", "1.0"),
+        ("ce-id", "b-1"),
+        ("ce-source", "/mine"),
+        ("ce-type", "t"),
+        ("ce-team", "blue"),
+        ("content-type", "application/json"),
+    ];
+    assert_eq!(hook(&router, "/shop/grid", &binary, r#"{"n":  1}"#).status, 202);
+    let event = |id: &str, kind: &str| {
+        format!(
+            r#"{{"specversion":"1.0","id":"{id}","source":"/mine","type":"{kind}","team":"blue","data":{{"n":  1}}}}"#
+        )
+    };
+    let structured = [("content-type", "application/cloudevents+json")];
+    let answer = hook(
+        &router,
+        "/shop/grid?access_token=s3cret",
+        &structured,
+        &event("s-1", "t"),
+    );
+    assert_eq!(
+        (answer.status.as_u16(), header(&answer, "cache-control")),
+        (202, "private".into())
+    );
+    let batch = [
+        ("authorization", "Bearer s3cret"),
+        ("content-type", "application/cloudevents-batch+json"),
+    ];
+    let events = [("1", "t"), ("2", "noise"), ("3", "t")].map(|(id, kind)| event(id, kind));
+    assert_eq!(
+        hook(&router, "/shop/grid", &batch, &format!("[{}]", events.join(","))).status,
+        202
+    );
+    let noise = format!("[{}]", event("4", "noise"));
+    assert_eq!(hook(&router, "/shop/grid", &batch, &noise).status, 204);
+    let received = consumer.wait_for(4);
+    let ids: std::collections::BTreeSet<_> = received.iter().map(crate::faults::id_of).collect();
+    assert_eq!(ids, ["b-1", "s-1", "1", "3"].map(str::to_owned).into());
+    let by_id = |id: &str| {
+        received
+            .iter()
+            .find(|event| crate::faults::id_of(event) == id)
+            .unwrap()
+    };
+    assert_eq!(by_id("b-1").header("ce-team"), Some("blue"));
+    assert_eq!(by_id("b-1").body, r#"{"n":  1}"#);
+    assert_eq!(by_id("s-1").body, event("s-1", "t"));
+
+    for (path, headers, body, status, reason) in [
+        (
+            "/shop/grid",
+            &structured[..],
+            event("x", "t"),
+            401,
+            "no_signature",
+        ),
+        (
+            "/shop/grid?access_token=guess",
+            &structured,
+            event("x", "t"),
+            401,
+            "invalid_signature",
+        ),
+        (
+            "/shop/grid",
+            &batch[..1],
+            "{}".to_owned(),
+            415,
+            "not_a_cloudevent",
+        ),
+        ("/shop/grid", &batch, event("x", "t"), 400, "malformed_json"),
+    ] {
+        let answer = hook(&router, path, headers, &body);
+        let problem = answer.json();
+        assert_eq!(
+            (answer.status.as_u16(), &problem["reason"]),
+            (status, &reason.into()),
+            "{problem}"
+        );
+        assert!(!answer.text().contains("guess"), "{problem}");
+    }
+    // Ten times what the broker takes in a second.
+    let many: Vec<_> = (0..500).map(|id| event(&format!("m-{id}"), "t")).collect();
+    assert_eq!(
+        hook(&router, "/shop/grid", &batch, &format!("[{}]", many.join(","))).status,
+        202
+    );
+    let answer = hook(&router, "/shop/grid", &binary, "{}");
+    assert_eq!(answer.status, 429);
+    assert_ne!(header(&answer, "retry-after"), "");
+    assert_eq!(
+        router.metric(&["weir_source_events_produced_total", "source=\"grid\""]),
+        Some(504)
+    );
+    let told = router.process.lines().join("\n");
+    assert!(!told.contains("s3cret") && !told.contains("guess"), "{told}");
+}

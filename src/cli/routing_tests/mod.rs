@@ -24,7 +24,7 @@ use crate::{
     routing::{self, RouteExplanation, RoutingTable, SourceKind, broker_key, explain},
     source::webhook::{Received, WebhookReceiver, WebhookRejection},
 };
-use suite::{Case, RequestCase, SentEvent, Suite, TestCase};
+use suite::{Case, RecordedRequest, RequestCase, SentEvent, Suite, TestCase};
 
 /// Arguments of `weir test`.
 #[derive(Debug, clap::Args)]
@@ -136,6 +136,8 @@ enum Difference<'a> {
         expected: Option<&'a Value>,
         made: Option<Value>,
     },
+    /// The webhook makes another number of events.
+    MakesCount { expected: usize, made: usize },
 }
 
 /// Number of tests, of failed tests, and of errors in files.
@@ -305,20 +307,9 @@ fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -
             return vec![Difference::InvalidSource { source: key, error }];
         }
     };
-    let received = receiver
-        .check_head(&request.headers)
-        .map_err(WebhookRejection::from);
-    let received = received.and_then(|()| {
-        let now = request.received.unwrap_or_else(Timestamp::now);
-        receiver.receive(&request.uri, &request.headers, &request.body, now, || {
-            "1".to_owned()
-        })
-    });
-    let (outcome, error, event) = match received {
-        Ok(Received::Event(event)) => ("accepted", None, Some(event)),
-        Ok(Received::Filtered) => ("filtered", None, None),
-        Ok(Received::Challenge(_)) => ("challenge", None, None),
-        Err(rejection) => (rejection.label(), Some(rejection.to_string()), None),
+    let (outcome, error, events) = match received(&receiver, request) {
+        Ok((outcome, events)) => (outcome, None, events),
+        Err(rejection) => (rejection.label(), Some(rejection.to_string()), Vec::new()),
     };
     if outcome != result {
         return vec![Difference::Result {
@@ -327,16 +318,56 @@ fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -
             error,
         }];
     }
-    let made = event.and_then(|event| serde_json::from_slice(&event.to_json()).ok());
-    let made: Map<String, Value> = made.unwrap_or_default();
-    let differing = differing(makes, &made);
-    differing
-        .map(|(member, expected)| Difference::Makes {
+    if !makes.is_empty() && makes.len() != events.len() {
+        let (expected, made) = (makes.len(), events.len());
+        return vec![Difference::MakesCount { expected, made }];
+    }
+    let mut differences = Vec::new();
+    for (makes, event) in makes.iter().zip(&events) {
+        let made: Map<String, Value> = serde_json::from_slice(&event.to_json()).unwrap_or_default();
+        let differing = differing(makes, &made);
+        differences.extend(differing.map(|(member, expected)| Difference::Makes {
             member,
             expected,
             made: made.get(member).cloned(),
-        })
-        .collect()
+        }));
+    }
+    differences
+}
+
+/// What a webhook answers, as in its metric, and the events that it stores.
+fn received(
+    receiver: &WebhookReceiver,
+    request: &RecordedRequest,
+) -> Result<(&'static str, Vec<Event>), WebhookRejection> {
+    let RecordedRequest {
+        uri,
+        headers,
+        body,
+        received,
+    } = request;
+    let now = received.unwrap_or_else(Timestamp::now);
+    receiver.check_head(uri, headers)?;
+    match receiver.receive(uri, headers, body, now, || "1".to_owned())? {
+        Received::Event(event) => Ok(("accepted", vec![*event])),
+        Received::Filtered => Ok(("filtered", Vec::new())),
+        Received::Challenge(_) => Ok(("challenge", Vec::new())),
+        Received::Events(events) => {
+            let count = events.len();
+            let request = receiver.request(uri, headers, now);
+            let made = events.filter_map(|event| {
+                let selected = event.map_err(WebhookRejection::from);
+                selected
+                    .and_then(|event| receiver.select(&request, event))
+                    .transpose()
+            });
+            let made = made.collect::<Result<Vec<_>, _>>()?;
+            match made.is_empty() && count > 0 {
+                true => Ok(("filtered", made)),
+                false => Ok(("accepted", made)),
+            }
+        }
+    }
 }
 
 /// Returns the event that a Trigger sends, in the JSON format, or why it cannot.
@@ -472,6 +503,12 @@ fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()>
                 shown(*expected),
                 shown(made.as_ref())
             )?,
+            Difference::MakesCount { expected, made } => {
+                writeln!(
+                    out,
+                    "  the request should make {expected} events, and makes {made}"
+                )?;
+            }
         }
     }
     Ok(())
@@ -503,6 +540,49 @@ mod tests {
         let text = String::from_utf8(plain).unwrap();
         let prefix = format!("{}/", directory.path().display());
         (text.replace(&prefix, ""), [sum.tests, sum.failed, sum.errors])
+    }
+
+    #[test]
+    fn recorded_deliveries_of_cloud_events_become_events() {
+        let manifests = "apiVersion: v1\nkind: Secret\nmetadata: {name: hooks, namespace: shop}\nstringData: {key: s3cret}\n---\n\
+             apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: grid, namespace: shop}\nspec:\n  webhook:\n    \
+             verification: {cloudEvents: {allowedOrigins: ['*'], secrets: [{secretKeyRef: {name: hooks, key: key}}]}}\n  \
+             filters: [{not: {exact: {type: noise}}}]\n";
+        let case = |query: &str, types: &[&str], more: &str| {
+            let events: Vec<_> = types
+                .iter()
+                .map(|kind| format!("{{specversion: '1.0', id: '1', source: /s, type: {kind}}}"))
+                .collect();
+            format!(
+                "namespace: shop\ntests:\n- name: a test\n  source: grid\n  request:\n    headers: {{content-type: \
+                 application/cloudevents-batch+json}}\n    query: {query}\n    body: [{}]\n{more}",
+                events.join(", ")
+            )
+        };
+        let (known, failed) = ("access_token=s3cret", "x.test.yaml:3:3: FAILED: a test\n");
+        let passed = "x.test.yaml:3:3: ok: a test\n";
+        for (tests, expected) in [
+            (
+                case(
+                    known,
+                    &["a", "noise", "b"],
+                    "  makes: [{type: a, id: '1'}, {type: b}]\n",
+                ),
+                passed.to_owned(),
+            ),
+            (case(known, &["a"], "  makes: {type: a}\n"), passed.to_owned()),
+            (case(known, &["noise"], "  result: filtered\n"), passed.to_owned()),
+            (
+                case(known, &["a", "b"], "  makes: {type: a}\n"),
+                format!("{failed}  the request should make 1 events, and makes 2\n"),
+            ),
+            (
+                case("access_token=guess", &["a"], "  result: invalid_signature\n"),
+                passed.to_owned(),
+            ),
+        ] {
+            assert_eq!(ran(manifests, &tests).0, expected, "{tests}");
+        }
     }
 
     #[test]

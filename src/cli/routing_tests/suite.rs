@@ -60,8 +60,9 @@ pub struct RequestCase {
     pub request: RecordedRequest,
     /// The result, as in the metric of webhooks.
     pub result: String,
-    /// Members of the event in the JSON format, `None` for those that it should not have. Others are not compared.
-    pub makes: Vec<(String, Option<Value>)>,
+    /// The members of each event in the JSON format, `None` for those that it should not have. Others are not compared, and
+    /// nothing is if there are none.
+    pub makes: Vec<Vec<(String, Option<Value>)>>,
 }
 
 /// A request as it was received.
@@ -222,7 +223,10 @@ impl SuiteReader<'_> {
         let result = self.text(node, path, "result");
         let request = self.request(&format!("{path}.request"), request, &webhook);
         let makes = match node.get("makes") {
-            Some(makes) => self.members(&format!("{path}.makes"), makes),
+            Some(makes) if matches!(makes.tree, Tree::Map(_)) => {
+                vec![self.members(&format!("{path}.makes"), makes)]
+            }
+            Some(makes) => self.events_made(&format!("{path}.makes"), makes),
             None => Vec::new(),
         };
         for (member, is_missing) in [("name", name.is_none()), ("source", source.is_none())] {
@@ -242,6 +246,18 @@ impl SuiteReader<'_> {
             result: result.unwrap_or_else(|| ACCEPTED.to_owned()),
             makes,
         })
+    }
+
+    /// A list of the events of a batch.
+    fn events_made(&mut self, path: &str, node: &DocumentNode) -> Vec<Vec<(String, Option<Value>)>> {
+        if node.items().is_empty() {
+            let message = format!("{path}: must be an event, or a list of events");
+            self.refuse(node.position, message);
+        }
+        let events = node.items().iter().enumerate();
+        events
+            .map(|(index, event)| self.members(&format!("{path}[{index}]"), event))
+            .collect()
     }
 
     /// A request to the path of a webhook.

@@ -1,6 +1,7 @@
 //! The variable `request`: the HTTP request that an event is made of.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     sync::OnceLock,
 };
@@ -19,7 +20,7 @@ use super::{MAX_VALUES, time::CelTime};
 #[derive(Debug)]
 pub struct IncomingRequest<'a> {
     path: &'a str,
-    query: &'a str,
+    query: Cow<'a, str>,
     headers: Vec<(&'a str, &'a str)>,
     received: Timestamp,
     value: OnceLock<Option<Box<dyn Val>>>,
@@ -31,13 +32,13 @@ impl<'a> IncomingRequest<'a> {
     #[must_use]
     pub fn new(
         path: &'a str,
-        query: &'a str,
+        query: impl Into<Cow<'a, str>>,
         headers: impl IntoIterator<Item = (&'a str, &'a str)>,
         received: Timestamp,
     ) -> Self {
         Self {
             path,
-            query,
+            query: query.into(),
             headers: headers.into_iter().collect(),
             received,
             value: OnceLock::new(),
@@ -52,7 +53,7 @@ impl<'a> IncomingRequest<'a> {
     fn make(&self) -> Option<Box<dyn Val>> {
         let members: [(&str, Box<dyn Val>); 4] = [
             ("path", text(self.path.to_owned())),
-            ("query", fields(self.query)?),
+            ("query", fields(&self.query)?),
             ("headers", self.joined_headers()),
             ("received", Box::new(CelTime::of(self.received))),
         ];

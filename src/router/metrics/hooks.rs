@@ -42,6 +42,8 @@ pub(in crate::router) enum HookOutcome<'a> {
     Stored(u64),
     /// Verified, and answered without an event.
     Answered,
+    /// A sender asked for permission, which proves nothing.
+    Validated,
     /// Rejected.
     Rejected {
         /// What is wrong with it.
@@ -74,11 +76,12 @@ impl HookMetrics {
         }
         *record.answers.entry(result).or_default() += 1;
         match outcome {
+            HookOutcome::Stored(0) | HookOutcome::Answered => record.progress.succeeded(now),
             HookOutcome::Stored(events) => {
                 record.events += events;
                 record.progress.stored(now);
             }
-            HookOutcome::Answered => record.progress.succeeded(now),
+            HookOutcome::Validated => {}
             HookOutcome::Rejected { detail, cause } => {
                 if let Some(cause) = cause {
                     record.progress.failed(cause, now, detail);
@@ -112,7 +115,7 @@ impl Collector for HookMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "webhook_requests",
-            "Requests that webhooks answered, by result: accepted, filtered, challenge, or the reason of a rejection",
+            "Requests that webhooks answered, by result: accepted, filtered, challenge, validated, or the reason of a rejection",
             None,
             MetricType::Counter,
         )?;

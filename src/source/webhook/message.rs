@@ -87,7 +87,8 @@ fn described(sender: WebhookSender, headers: &HeaderMap, message: &Value) -> BTr
             ("type", text(&message["type"])),
             ("time", time(&message["timestamp"])),
         ],
-        WebhookSender::Other => Vec::new(),
+        // Their attributes are in the events.
+        WebhookSender::CloudEvents | WebhookSender::Other => Vec::new(),
     };
     let known = pairs.into_iter().filter_map(|(name, value)| Some((name, value?)));
     known.collect()

@@ -3,17 +3,19 @@
 //! The router serves them, for all routers at once: see `router/hooks.rs`. What needs the time or randomness gets it as
 //! an argument.
 
+mod handshake;
 mod message;
 mod sender;
 mod verification;
 
+pub use handshake::Validation;
 pub use verification::Forgery;
 
 use http::{HeaderMap, Uri, header};
 use jiff::Timestamp;
 
 use crate::{
-    cloudevents::{Event, Invalid},
+    cloudevents::{Event, Invalid, Reason, TraceContext, Unread, read_http_each},
     filter::{CompileError, CompiledFilter, Expression, cel::IncomingRequest},
     routing::{self, InvalidSigningKey},
     transform::{CompiledTransform, TemplateOwner, TransformError, TransformFailure},
@@ -47,10 +49,12 @@ pub enum InvalidWebhook {
 }
 
 /// What a verified request asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Received {
     /// To store an event.
     Event(Box<Event>),
+    /// To store the events in it, as far as [`WebhookReceiver::select`] returns them.
+    Events(Unread),
     /// Nothing: the event does not match the filters.
     Filtered,
     /// To be answered with this text, which proves to the sender that the path is the webhook's.
@@ -66,6 +70,9 @@ pub enum WebhookRejection {
     /// It makes no valid event.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// It contains no CloudEvents.
+    #[error(transparent)]
+    NotUnderstood(Invalid),
     /// An expression of the Source's `event` fails for it.
     #[error(transparent)]
     NotMapped(#[from] TransformFailure),
@@ -79,7 +86,7 @@ impl WebhookRejection {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Forged(forgery) => forgery.label(),
-            Self::Invalid(invalid) => invalid.label(),
+            Self::Invalid(invalid) | Self::NotUnderstood(invalid) => invalid.label(),
             Self::NotMapped(_) => "mapping_failed",
             Self::NotFiltered(_) => "filter_failed",
         }
@@ -111,8 +118,19 @@ impl WebhookReceiver {
     ///
     /// # Errors
     /// If the request may be forged.
-    pub fn check_head(&self, headers: &HeaderMap) -> Result<(), Forgery> {
-        self.verifier.check_head(headers)
+    pub fn check_head(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Forgery> {
+        self.verifier.check_head(uri, headers)
+    }
+
+    /// Answers a request with the method `OPTIONS`; `None` if the sender is not one that asks for permission.
+    pub fn validate(&self, headers: &HeaderMap) -> Option<Validation> {
+        let origins = self.verifier.allowed_origins()?;
+        Some(origins.validate(headers))
+    }
+
+    /// Whether the URL of a request has a token, so that caches must not share the answer.
+    pub fn has_token_in_url(&self, uri: &Uri) -> bool {
+        self.verifier.allowed_origins().is_some() && handshake::access_tokens(uri).next().is_some()
     }
 
     /// Verifies a request and makes an event of it. `id` is for events whose request has no identity of its own.
@@ -127,24 +145,47 @@ impl WebhookReceiver {
         now: Timestamp,
         id: impl FnOnce() -> String,
     ) -> Result<Received, WebhookRejection> {
-        self.verifier.verify(headers, body, now)?;
+        self.verifier.verify(uri, headers, body, now)?;
+        if self.sender == WebhookSender::CloudEvents {
+            let read = read_http_each(headers, body.clone()).map_err(|invalid| match invalid.reason() {
+                Reason::NotACloudEvent => WebhookRejection::NotUnderstood(invalid),
+                _ => WebhookRejection::Invalid(invalid),
+            })?;
+            let context = TraceContext::from_headers(headers);
+            return Ok(Received::Events(read.in_context(context)));
+        }
         if let Some(challenge) = message::challenge(self.sender, body) {
             return Ok(Received::Challenge(challenge));
         }
         let event = message::event(self.sender, &self.source, headers, body, now, id)?;
+        match self.select(&self.request(uri, headers, now), event)? {
+            Some(event) => Ok(Received::Event(Box::new(event))),
+            None => Ok(Received::Filtered),
+        }
+    }
+
+    /// Changes an event of a request as the Source says. Returns `None` if it does not match the filters.
+    ///
+    /// # Errors
+    /// If an expression or a filter fails for the event.
+    pub fn select(
+        &self,
+        request: &IncomingRequest<'_>,
+        event: Event,
+    ) -> Result<Option<Event>, WebhookRejection> {
         let event = match &self.event {
-            Some(template) => template.apply_to_request(&event, &self.request(uri, headers, now))?,
+            Some(template) => template.apply_to_request(&event, request)?,
             None => event,
         };
         match self.filter.try_matches(&event) {
-            Ok(true) => Ok(Received::Event(Box::new(event))),
-            Ok(false) => Ok(Received::Filtered),
+            Ok(true) => Ok(Some(event)),
+            Ok(false) => Ok(None),
             Err(error) => Err(WebhookRejection::NotFiltered(error)),
         }
     }
 
     /// The request without credentials, which an event has no use for.
-    fn request<'a>(&self, uri: &'a Uri, headers: &'a HeaderMap, now: Timestamp) -> IncomingRequest<'a> {
+    pub fn request<'a>(&self, uri: &'a Uri, headers: &'a HeaderMap, now: Timestamp) -> IncomingRequest<'a> {
         let credentials = [
             header::AUTHORIZATION.as_str(),
             header::PROXY_AUTHORIZATION.as_str(),
@@ -161,7 +202,12 @@ impl WebhookReceiver {
             .iter()
             .filter(|(name, _)| !is_credential(name.as_str()))
             .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-        IncomingRequest::new(uri.path(), uri.query().unwrap_or_default(), shown, now)
+        let query = uri.query().unwrap_or_default();
+        let query = match self.sender {
+            WebhookSender::CloudEvents => handshake::without_access_tokens(query),
+            _ => query.into(),
+        };
+        IncomingRequest::new(uri.path(), query, shown, now)
     }
 }
 
@@ -215,7 +261,7 @@ mod tests {
         match received? {
             Received::Event(event) => Ok(Some(*event)),
             Received::Filtered => Ok(None),
-            Received::Challenge(challenge) => panic!("a challenge: {challenge}"),
+            received => panic!("{received:?}"),
         }
     }
 
@@ -421,6 +467,176 @@ mod tests {
             assert!(
                 text.starts_with(expected) && !text.contains("secret"),
                 "{event}: {text}"
+            );
+        }
+    }
+
+    /// The events of a delivery to a webhook of CloudEvents, in the JSON format, or the label of the rejection.
+    fn delivered(
+        event: Option<Value>,
+        filters: &[Expression],
+        query: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<Vec<Value>, &'static str> {
+        let webhook = routing::Webhook {
+            verification: Verification::CloudEvents {
+                allowed_origins: vec!["eventgrid.azure.net".to_owned()],
+                secrets: ["s3cret", "n3w"].map(|secret| secret.to_owned().into()).into(),
+            },
+            event: event.map(|event| serde_json::from_value(event).unwrap()),
+            source: "/default".to_owned(),
+        };
+        let receiver = WebhookReceiver::compile(&webhook, filters).unwrap();
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
+        let uri: Uri = format!("/shop/hook{query}").parse().unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let body = bytes::Bytes::copy_from_slice(body.as_bytes());
+        receiver
+            .check_head(&uri, &map)
+            .map_err(|forgery| forgery.label())?;
+        let received = receiver.receive(&uri, &map, &body, now, || "random".to_owned());
+        let Received::Events(events) = received.map_err(|rejection| rejection.label())? else {
+            panic!("no events");
+        };
+        let request = receiver.request(&uri, &map, now);
+        let made = events.filter_map(|event| {
+            let selected = event
+                .map_err(WebhookRejection::from)
+                .and_then(|event| receiver.select(&request, event));
+            selected.transpose()
+        });
+        made.map(|event| match event {
+            Ok(event) => Ok(serde_json::from_slice(&event.to_json()).unwrap()),
+            Err(rejection) => Err(rejection.label()),
+        })
+        .collect()
+    }
+
+    const BEARER: (&str, &str) = ("authorization", "Bearer s3cret");
+    const STRUCTURED: (&str, &str) = ("content-type", "application/cloudevents+json");
+    const BATCH: (&str, &str) = ("content-type", "application/cloudevents-batch+json");
+
+    #[test]
+    fn deliveries_of_cloud_events_keep_what_they_have() {
+        let binary = [
+            BEARER,
+            ("webhook-request-origin", "eventgrid.azure.net"),
+            ("ce-specversion", "1.0"),
+            ("ce-id", "a-1"),
+            ("ce-source", "/mine"),
+            ("ce-type", "t"),
+            ("ce-team", "blue"),
+            ("content-type", "application/json"),
+        ];
+        let event = json!({"specversion": "1.0", "id": "a-1", "source": "/mine", "type": "t", "team": "blue",
+                           "datacontenttype": "application/json", "data": {"n": 1}});
+        let other = json!({"specversion": "1.0", "id": "a-2", "source": "/mine", "type": "noise"});
+        let found = delivered(None, &[], "", &binary, r#"{"n": 1}"#);
+        assert_eq!(found, Ok(vec![event.clone()]));
+        let found = delivered(None, &[], "?access_token=n3w", &[STRUCTURED], &event.to_string());
+        assert_eq!(found, Ok(vec![event.clone()]));
+        let batch = json!([event, other]).to_string();
+        let found = delivered(None, &[], "", &[BEARER, BATCH], &batch);
+        assert_eq!(found, Ok(vec![event.clone(), other]));
+        let filter = Expression::Not(Box::new(Expression::Exact(
+            [("type".to_owned(), "noise".to_owned())].into(),
+        )));
+        let found = delivered(None, std::slice::from_ref(&filter), "", &[BEARER, BATCH], &batch);
+        assert_eq!(found, Ok(vec![event.clone()]));
+        let template = json!({"set": {"type": "x.${event.type}", "subject": "${body.n}",
+                                      "query": "${'access_token' in request.query ? 'told' : request.query.p}"}});
+        let found = delivered(
+            Some(template),
+            &[filter],
+            "?access_token=s3cret&p=q",
+            &[STRUCTURED],
+            &event.to_string(),
+        );
+        let found = &found.unwrap()[0];
+        assert_eq!(
+            (&found["type"], &found["subject"], &found["query"], &found["id"]),
+            (&json!("x.t"), &json!("1"), &json!("q"), &json!("a-1"))
+        );
+    }
+
+    #[test]
+    fn deliveries_of_cloud_events_without_their_token_are_refused() {
+        let event = r#"{"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}"#;
+        let origin = ("webhook-request-origin", "eventgrid.azure.net");
+        let other_origin = ("webhook-request-origin", "example.com");
+        let wrong = ("authorization", "Bearer guess");
+        let basic = ("authorization", "Basic czNjcmV0");
+        let json = ("content-type", "application/json");
+        let xml = ("content-type", "application/cloudevents+xml");
+        for (query, headers, body, expected) in [
+            ("", &[BEARER, STRUCTURED][..], event, ""),
+            (
+                "",
+                &[("authorization", "bearer  n3w"), STRUCTURED, origin],
+                event,
+                "",
+            ),
+            ("?p=q&access_token=s3cret", &[STRUCTURED], event, ""),
+            ("?access_token=s3%63ret", &[STRUCTURED], event, ""),
+            ("", &[STRUCTURED], event, "no_signature"),
+            ("", &[STRUCTURED, origin], event, "no_signature"),
+            ("?access_token=", &[STRUCTURED], event, "invalid_signature"),
+            ("?access_token=guess", &[STRUCTURED], event, "invalid_signature"),
+            ("?access_token=S3cret", &[STRUCTURED], event, "invalid_signature"),
+            ("?Access_Token=s3cret", &[STRUCTURED], event, "no_signature"),
+            (
+                "?access_token=s3cret&access_token=s3cret",
+                &[STRUCTURED],
+                event,
+                "no_signature",
+            ),
+            (
+                "?access_token=s3cret",
+                &[STRUCTURED, BEARER],
+                event,
+                "no_signature",
+            ),
+            (
+                "?access_token=s3cret",
+                &[STRUCTURED, wrong],
+                event,
+                "no_signature",
+            ),
+            ("", &[wrong, STRUCTURED], event, "invalid_signature"),
+            ("", &[basic, STRUCTURED], event, "invalid_signature"),
+            (
+                "",
+                &[("authorization", "s3cret"), STRUCTURED],
+                event,
+                "invalid_signature",
+            ),
+            ("", &[BEARER, BEARER, STRUCTURED], event, "no_signature"),
+            (
+                "",
+                &[BEARER, STRUCTURED, other_origin],
+                event,
+                "origin_not_allowed",
+            ),
+            ("", &[BEARER, json], r#"{"a": 1}"#, "not_a_cloudevent"),
+            ("", &[BEARER, xml], "<event/>", "unsupported_format"),
+            ("", &[BEARER, STRUCTURED], "{", "malformed_json"),
+            (
+                "",
+                &[BEARER, STRUCTURED],
+                r#"{"specversion": "1.0", "id": "1"}"#,
+                "missing_attribute",
+            ),
+            ("", &[BEARER, BATCH], event, "malformed_json"),
+        ] {
+            let found = delivered(None, &[], query, headers, body);
+            assert_eq!(
+                found.map_or_else(|label| label, |_| ""),
+                expected,
+                "{query} {headers:?}"
             );
         }
     }

@@ -10,6 +10,7 @@ pub(super) enum WebhookSender {
     Stripe,
     Slack,
     StandardWebhooks,
+    CloudEvents,
     Other,
 }
 
@@ -21,6 +22,7 @@ impl WebhookSender {
             Verification::Stripe { .. } => Self::Stripe,
             Verification::Slack { .. } => Self::Slack,
             Verification::StandardWebhooks { .. } => Self::StandardWebhooks,
+            Verification::CloudEvents { .. } => Self::CloudEvents,
             Verification::Hmac(_)
             | Verification::Token { .. }
             | Verification::Basic { .. }

@@ -6,13 +6,14 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderMap, header};
+use http::{HeaderMap, Uri, header};
 use jiff::{SignedDuration, Timestamp};
 use ring::hmac;
 
+use super::handshake::{ACCESS_TOKEN, AllowedOrigins, ORIGIN, access_tokens};
 use crate::routing::{
-    CredentialDigest, HmacAlgorithm, HmacEncoding, HmacVerification, InvalidSigningKey, Secret, SigningKey,
-    Verification, bearer_token,
+    BasicAuthorization, CredentialDigest, HmacAlgorithm, HmacEncoding, HmacVerification, InvalidSigningKey,
+    Secret, SigningKey, Verification, bearer_token,
 };
 
 /// Maximum difference between the time of a signature and now, in both directions.
@@ -48,15 +49,24 @@ pub enum Forgery {
         "the request was signed at {0}, which is more than five minutes away: is it repeated, or a clock wrong?"
     )]
     Stale(Timestamp),
+    /// A delivery of CloudEvents has no token, or several.
+    #[error(
+        "the request has neither a bearer token in the header authorization nor an access_token in its query, or has several"
+    )]
+    NoToken,
+    /// The sender names an origin that the author does not allow.
+    #[error("the origin in the header webhook-request-origin is not one of allowedOrigins")]
+    Origin,
 }
 
 impl Forgery {
     /// Reason in metrics and responses.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Missing(_) => "no_signature",
+            Self::Missing(_) | Self::NoToken => "no_signature",
             Self::Malformed(_) | Self::Wrong(_) => "invalid_signature",
             Self::Stale(_) => "stale_signature",
+            Self::Origin => "origin_not_allowed",
         }
     }
 }
@@ -83,6 +93,11 @@ pub(super) enum RequestVerifier {
     },
     /// Digests of user name and password.
     Basic(Vec<CredentialDigest>),
+    /// A token in a header or in the query, and an origin.
+    CloudEvents {
+        origins: AllowedOrigins,
+        digests: Vec<CredentialDigest>,
+    },
     Nothing,
 }
 
@@ -92,10 +107,7 @@ impl RequestVerifier {
         let value = |header: &str, secrets: &[Secret]| Self::Value {
             header: header.to_owned(),
             is_bearer: header.eq_ignore_ascii_case("authorization"),
-            digests: secrets
-                .iter()
-                .map(|secret| CredentialDigest::of(secret.reveal().as_bytes()))
-                .collect(),
+            digests: digests(secrets),
         };
         Ok(match verification {
             Verification::GitHub { secrets } => Self::Body {
@@ -131,8 +143,23 @@ impl RequestVerifier {
                     .map(|secret| format!("{username}:{}", secret.reveal()));
                 Self::Basic(pairs.map(|pair| CredentialDigest::of(pair.as_bytes())).collect())
             }
+            Verification::CloudEvents {
+                allowed_origins,
+                secrets,
+            } => Self::CloudEvents {
+                origins: AllowedOrigins::new(allowed_origins),
+                digests: digests(secrets),
+            },
             Verification::Nothing {} => Self::Nothing,
         })
+    }
+
+    /// The origins that may send CloudEvents, if the Source receives these.
+    pub(super) fn allowed_origins(&self) -> Option<&AllowedOrigins> {
+        match self {
+            Self::CloudEvents { origins, .. } => Some(origins),
+            _ => None,
+        }
     }
 
     /// The header that has a token as a whole, if there is one.
@@ -144,7 +171,7 @@ impl RequestVerifier {
     }
 
     /// Checks what needs no body: that there is a signature, or a token as a whole.
-    pub(super) fn check_head(&self, headers: &HeaderMap) -> Result<(), Forgery> {
+    pub(super) fn check_head(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Forgery> {
         match self {
             Self::Body { header, .. } => one(headers, header).map(drop),
             Self::Stripe(_) => one(headers, STRIPE_SIGNATURE).map(drop),
@@ -160,18 +187,37 @@ impl RequestVerifier {
                     true => bearer_token(value).ok_or_else(|| malformed(header))?,
                     false => value,
                 };
-                check_known(header, digests, token.as_bytes())
+                check_digest(
+                    &in_header(header),
+                    digests,
+                    &CredentialDigest::of(token.as_bytes()),
+                )
             }
             Self::Basic(digests) => {
                 let name = header::AUTHORIZATION.as_str();
-                let credentials = basic(one(headers, name)?).ok_or_else(|| malformed(name))?;
-                check_known(name, digests, &credentials)
+                match BasicAuthorization::parse(one(headers, name)?) {
+                    BasicAuthorization::Pair(digest) => check_digest(&in_header(name), digests, &digest),
+                    BasicAuthorization::Malformed | BasicAuthorization::OtherScheme => Err(malformed(name)),
+                }
+            }
+            Self::CloudEvents { origins, digests } => {
+                check_delivery_token(digests, uri, headers)?;
+                // It is required only of validation requests: not all senders repeat it.
+                let origin = headers.get(ORIGIN);
+                let is_allowed = origin.is_none_or(|origin| origins.allow(origin));
+                is_allowed.then_some(()).ok_or(Forgery::Origin)
             }
             Self::Nothing => Ok(()),
         }
     }
 
-    pub(super) fn verify(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Result<(), Forgery> {
+    pub(super) fn verify(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<(), Forgery> {
         match self {
             Self::Body {
                 header,
@@ -188,7 +234,9 @@ impl RequestVerifier {
             Self::Stripe(keys) => verify_stripe(keys, headers, body, now),
             Self::Slack(keys) => verify_slack(keys, headers, body, now),
             Self::StandardWebhooks(keys) => verify_standard(keys, headers, body, now),
-            Self::Value { .. } | Self::Basic(_) | Self::Nothing => self.check_head(headers),
+            Self::Value { .. } | Self::Basic(_) | Self::CloudEvents { .. } | Self::Nothing => {
+                self.check_head(uri, headers)
+            }
         }
     }
 }
@@ -258,11 +306,38 @@ fn is_signed(keys: &[hmac::Key], parts: &[&[u8]], signatures: &[Vec<u8>]) -> boo
     })
 }
 
-/// Checks that a header's credential is one of those permitted.
-fn check_known(header: &str, digests: &[CredentialDigest], credential: &[u8]) -> Result<(), Forgery> {
-    let presented = CredentialDigest::of(credential);
-    let is_known = digests.iter().any(|digest| digest.matches(&presented));
-    is_known.then_some(()).ok_or_else(|| wrong(header))
+/// Checks the token of a delivery of CloudEvents, in the header or in the query (webhook specification, section 3).
+fn check_delivery_token(digests: &[CredentialDigest], uri: &Uri, headers: &HeaderMap) -> Result<(), Forgery> {
+    let mut in_query = access_tokens(uri);
+    match (headers.contains_key(header::AUTHORIZATION), in_query.next()) {
+        (true, None) => {
+            let name = header::AUTHORIZATION.as_str();
+            let token = bearer_token(one(headers, name)?).ok_or_else(|| malformed(name))?;
+            check_digest(&in_header(name), digests, &CredentialDigest::of(token.as_bytes()))
+        }
+        (false, Some(token)) if in_query.next().is_none() => {
+            let place = format!("{ACCESS_TOKEN} in the query");
+            check_digest(&place, digests, &CredentialDigest::of(&token))
+        }
+        _ => Err(Forgery::NoToken),
+    }
+}
+
+/// Checks that a credential is one of those permitted.
+fn check_digest(
+    place: &str,
+    digests: &[CredentialDigest],
+    presented: &CredentialDigest,
+) -> Result<(), Forgery> {
+    let is_known = digests.iter().any(|digest| digest.matches(presented));
+    is_known
+        .then_some(())
+        .ok_or_else(|| Forgery::Wrong(place.to_owned()))
+}
+
+fn digests(secrets: &[Secret]) -> Vec<CredentialDigest> {
+    let digest = |secret: &Secret| CredentialDigest::of(secret.reveal().as_bytes());
+    secrets.iter().map(digest).collect()
 }
 
 /// Checked after the signature: before, the time is anybody's.
@@ -290,14 +365,11 @@ fn malformed(header: &str) -> Forgery {
 }
 
 fn wrong(header: &str) -> Forgery {
-    Forgery::Wrong(format!("the header {header}"))
+    Forgery::Wrong(in_header(header))
 }
 
-/// Decodes the credentials of `Authorization: Basic` (RFC 7617, section 2): user name and password with a colon.
-fn basic(value: &str) -> Option<Vec<u8>> {
-    let (scheme, credentials) = value.split_once(' ')?;
-    let is_basic = scheme.eq_ignore_ascii_case("basic");
-    BASE64.decode(credentials.trim()).ok().filter(|_| is_basic)
+fn in_header(header: &str) -> String {
+    format!("the header {header}")
 }
 
 fn decode(encoding: HmacEncoding, text: &str) -> Option<Vec<u8>> {

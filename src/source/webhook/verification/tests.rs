@@ -37,7 +37,7 @@ fn verified(
     let now = Timestamp::from_second(now).unwrap();
     let verifier = RequestVerifier::new(verification).unwrap();
     verifier
-        .verify(&map, body, now)
+        .verify(&Uri::from_static("/shop/hook"), &map, body, now)
         .err()
         .map_or("", |forgery| forgery.label())
 }
@@ -264,6 +264,19 @@ fn tokens_and_passwords_are_compared_as_a_whole() {
             "invalid_signature",
         ),
         (&basic, "authorization", "Basic !", "invalid_signature"),
+        // Without padding, and with a space at the end: as strict as for producers.
+        (
+            &basic,
+            "authorization",
+            "Basic d2VpcjpwYXNzOndvcmQ",
+            "invalid_signature",
+        ),
+        (
+            &basic,
+            "authorization",
+            "Basic d2VpcjpwYXNzOndvcmQ= ",
+            "invalid_signature",
+        ),
         (&basic, "authorization", "Bearer abc", "invalid_signature"),
         (&Verification::Nothing {}, "x", "y", ""),
     ] {
