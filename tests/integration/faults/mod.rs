@@ -18,6 +18,7 @@ mod salvage;
 mod shares;
 mod sinks;
 mod sockets;
+mod sources;
 mod storage;
 mod undo;
 
