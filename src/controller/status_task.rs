@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     endpoint::Publication,
     metrics::ControllerMetrics,
+    objects_status::objects_problem,
     status_writer::{StatusWriter, Write},
     statuses,
 };
 use crate::{
     api,
+    election::LeaseHealth,
     resolve::{Diagnoses, Observed, ResourceId},
 };
 
@@ -41,6 +43,8 @@ pub(super) struct StatusTask {
     publication: Arc<Publication>,
     metrics: Arc<ControllerMetrics>,
     urls: BaseUrls,
+    /// Whether `weir sources` runs; `None` if the installation has none.
+    sources: Option<watch::Receiver<LeaseHealth>>,
 }
 
 /// URL prefixes that statuses tell.
@@ -54,6 +58,7 @@ impl StatusTask {
     pub(super) fn new(
         client: Client,
         urls: BaseUrls,
+        sources: Option<watch::Receiver<LeaseHealth>>,
         metrics: Arc<ControllerMetrics>,
         publication: Arc<Publication>,
     ) -> Self {
@@ -62,6 +67,7 @@ impl StatusTask {
             publication,
             metrics,
             urls,
+            sources,
         }
     }
 
@@ -115,7 +121,9 @@ impl StatusTask {
             publication,
             metrics,
             urls,
+            sources: process,
         } = self;
+        let process = process.as_ref().map(|process| *process.borrow());
         // Kubernetes stores whole seconds.
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let (now, broker_url) = (Time(now), urls.brokers.as_deref());
@@ -158,6 +166,11 @@ impl StatusTask {
         let sources = by_uid(&observed.sources);
         for diagnosis in &diagnoses.sources {
             let subject = &diagnosis.subject;
+            // As the watch has it: what the controller wrote itself does not have it.
+            let status = sources
+                .get(&*subject.uid)
+                .and_then(|source| source.status.as_ref());
+            let connected = status.and_then(|status| api::condition(&status.conditions, "Connected"));
             writes.extend(writer.outdated(&sources, &subject.uid, |present| {
                 statuses::source(
                     diagnosis,
@@ -165,6 +178,7 @@ impl StatusTask {
                     present,
                     broker_url,
                     webhook_url,
+                    objects_problem(process, connected, subject.generation),
                     &now,
                 )
             }));

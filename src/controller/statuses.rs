@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     broker_usage::ShownUsage,
+    objects_status::CONNECTION_AWAITED,
     routers::Applied,
     sinks_seen::{BrokerSeen, FiltersSeen, QuotaSeen, SinkSeen},
 };
@@ -18,7 +19,13 @@ use crate::{
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
-const PASSING: [&str; 4] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED, TOKEN_AWAITED, ADDRESS_AWAITED];
+const PASSING: [&str; 5] = [
+    ROUTER_OUT_OF_DATE,
+    SECRET_AWAITED,
+    TOKEN_AWAITED,
+    ADDRESS_AWAITED,
+    CONNECTION_AWAITED,
+];
 
 const ROUTER_OUT_OF_DATE: &str = "RouterOutOfDate";
 
@@ -247,13 +254,14 @@ fn quota_used_up(router: &str, over: &OverQuota, diagnosis: &BrokerDiagnosis) ->
     Finding::bad("QuotaUsedUp", message)
 }
 
-/// Computes a Source's status.
+/// Computes a Source's status. `objects` is why one of kind kubernetes does not work.
 pub(super) fn source(
     diagnosis: &SourceDiagnosis,
     applied: &Applied,
     present: Option<&SourceStatus>,
     broker_url: Option<&str>,
     webhook_url: Option<&str>,
+    objects: Option<Finding>,
     now: &Time,
 ) -> SourceStatus {
     let SourceDiagnosis {
@@ -262,6 +270,7 @@ pub(super) fn source(
         suspended,
         broker,
         is_webhook,
+        is_kubernetes,
     } = diagnosis;
     let before = present
         .map(|status| status.conditions.as_slice())
@@ -275,8 +284,15 @@ pub(super) fn source(
              weir router and --webhook-base-url of weir controller",
         )
     });
-    let ready = first_problem([Some(valid), held.as_ref(), unserved.as_ref(), Some(&applied)])
-        .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
+    let unwatched = objects.filter(|_| *is_kubernetes);
+    let problems = [
+        Some(valid),
+        held.as_ref(),
+        unserved.as_ref(),
+        Some(&applied),
+        unwatched.as_ref(),
+    ];
+    let ready = first_problem(problems).unwrap_or_else(|| Finding::good("Ready", &*valid.message));
     SourceStatus {
         observed_generation: Some(subject.generation),
         conditions: vec![make(READY, &ready, subject.generation, before, now)],
@@ -285,6 +301,7 @@ pub(super) fn source(
             webhook_url.filter(|_| *is_webhook),
             &broker_key(&subject.namespace, &subject.name),
         ),
+        last_event_time: None,
     }
 }
 
@@ -649,8 +666,9 @@ mod tests {
             suspended: false,
             broker: "n/default".into(),
             is_webhook: false,
+            is_kubernetes: false,
         };
-        let running = source(&clock, &Applied::Everywhere, None, None, None, &now);
+        let running = source(&clock, &Applied::Everywhere, None, None, None, None, &now);
         assert_eq!(
             source(
                 &clock,
@@ -658,11 +676,12 @@ mod tests {
                 Some(&running),
                 None,
                 None,
+                None,
                 &now
             ),
             running
         );
-        let fresh = source(&clock, &Applied::Awaited(vec![]), None, None, None, &now);
+        let fresh = source(&clock, &Applied::Awaited(vec![]), None, None, None, None, &now);
         assert_eq!(condition(&fresh.conditions, READY).unwrap().reason, "NoRouter");
     }
 
@@ -675,8 +694,9 @@ mod tests {
             suspended: false,
             broker: "n/default".into(),
             is_webhook: true,
+            is_kubernetes: false,
         };
-        let made = |url| source(&webhook, &Applied::Everywhere, None, None, url, &now);
+        let made = |url| source(&webhook, &Applied::Everywhere, None, None, url, None, &now);
         let reason = |status: &SourceStatus| condition(&status.conditions, READY).unwrap().reason.clone();
         let served = made(Some("https://hooks.example.com/"));
         assert_eq!(reason(&served), "Ready");
