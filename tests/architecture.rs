@@ -43,7 +43,7 @@ struct Ban {
 
 const KUBERNETES: Ban = Ban {
     paths: &["kube", "k8s_openapi"],
-    reason: "only api, resolve, controller and cli know Kubernetes",
+    reason: "only api, resolve, election, controller, cluster_sources and cli know Kubernetes",
 };
 #[rustfmt::skip]
 const API_SERVER: Ban = Ban {
@@ -114,14 +114,18 @@ const ROOMS: &[Room] = &[
     Room::new("server",      &["memory"]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "filter", "transform", "routing", "log", "intake", "supervision"]).without_kubernetes(),
     Room::new("ownership",   &["routing", "log", "intake", "destination", "delivery", "source", "supervision"]).without_kubernetes(),
-    Room::new("controller",  &["api", "filter", "routing", "trust", "resolve", "server"]),
+    Room::new("election",    &[]),
+    Room::new("controller",  &["api", "filter", "routing", "trust", "resolve", "server", "election"]),
+    Room::new("cluster_sources", &[
+        "api", "cloudevents", "filter", "routing", "trust", "resolve", "server", "source", "supervision", "election",
+    ]),
     Room::new("router",      &[
         "access", "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "destination", "delivery",
         "server", "source", "ownership", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
         "api", "cloudevents", "http_url", "filter", "transform", "routing", "log", "memory", "descriptors", "trust", "resolve", "telemetry",
-        "destination", "delivery", "server", "source", "controller", "router", "supervision",
+        "destination", "delivery", "server", "source", "controller", "cluster_sources", "router", "supervision",
     ]),
 ];
 

@@ -14,6 +14,7 @@ mod delivery;
 mod destination;
 mod filter;
 mod headers;
+mod kubernetes;
 mod schema;
 mod sink;
 mod source;
@@ -30,6 +31,7 @@ pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimi
 pub use destination::{AddressableRef, Destination, DestinationRef, Scheme, ServicePort, ServiceTarget};
 pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};
 pub use headers::is_reserved_header;
+pub use kubernetes::{KubernetesSource, ObjectChange, ObjectData, ObjectSelection};
 pub use sink::{
     Authorization, ClientCertificate, ClientCredentials, ContentMode, Header, NamespaceSelector,
     SecretKeyRef, SecretValue, ServiceAccountToken, Signature, Sink, SinkSpec, SinkStatus, SinkTls,

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Filter, WebhookSource};
+use super::{Filter, KubernetesSource, WebhookSource};
 
 /// A producer of events inside Weir, which posts them to a broker.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -22,7 +22,7 @@ use super::{Filter, WebhookSource};
     namespaced,
     status = "SourceStatus",
     derive = "PartialEq",
-    doc = "A Source is a producer of events inside Weir, which posts them to a broker in its namespace. Its kind is a schedule (cron) or the requests of another system (webhook).",
+    doc = "A Source is a producer of events inside Weir, which posts them to a broker in its namespace. Its kind is a schedule (cron), the requests of another system (webhook), or changes of objects in the cluster (kubernetes).",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -44,7 +44,7 @@ use super::{Filter, WebhookSource};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.cron) != has(self.webhook)", "exactly one of cron and webhook must be set"))]
+#[x_kube(validation = ("[has(self.cron), has(self.webhook), has(self.kubernetes)].filter(set, set).size() == 1", "exactly one of cron, webhook and kubernetes must be set"))]
 pub struct SourceSpec {
     /// Broker that events are posted to, in the Source's namespace. Default: default.
     #[serde(default = "super::default_broker")]
@@ -62,14 +62,19 @@ pub struct SourceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<WebhookSource>,
 
+    /// Produces an event of each change of objects in the cluster. Needs weir sources, which sources.enabled of the chart
+    /// installs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSource>,
+
     /// Filters that select events, as those of a Trigger: an event that does not match all of them is not posted. A request
     /// that makes such an event is answered with 204. At most 32. Default: every event is posted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub filters: Vec<Filter>,
 
-    /// Pauses the Source: no events are produced while this is true, and the requests of a webhook are rejected.
-    /// Default: false.
+    /// Pauses the Source: no events are produced while this is true, and the requests of a webhook are rejected. Objects
+    /// that changed meanwhile are told afterwards, in their final state. Default: false.
     #[serde(default)]
     pub suspend: bool,
 }
@@ -168,8 +173,9 @@ pub struct SourceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the Source is in force, and a schedule runs. Connected: events come. True if requests were accepted, or each
-    /// scheduled time has its event; Unknown before the first request. If False, reason and message say what to do.
+    /// Ready: the Source is in force, a schedule runs, and objects are watched. Connected: events come. True if requests were
+    /// accepted, each scheduled time has its event, or the objects are watched; Unknown before the first request. If False,
+    /// reason and message say what to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,

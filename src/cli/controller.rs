@@ -145,6 +145,11 @@ pub struct ControllerArgs {
     #[arg(long, env = "WEIR_LEASE", value_name = "NAME")]
     pub lease: Option<String>,
 
+    /// Lease of the processes weir sources, in the controller's own namespace, which tells whether one of them runs. Without
+    /// it, Sources of kind kubernetes are not Ready.
+    #[arg(long, env = "WEIR_SOURCES_LEASE", value_name = "NAME")]
+    pub sources_lease: Option<String>,
+
     /// Authentication of routers and encryption of the routing configuration.
     #[command(flatten)]
     pub channel: ChannelArgs,
@@ -240,6 +245,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         producers,
         producers_audit,
         lease,
+        sources_lease,
         channel,
     } = args;
     let channel = channel.into_options();
@@ -287,19 +293,29 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             },
             audit: producers_audit,
         },
+        sources_lease,
         election,
     };
     Ok(controller::run(options, client, stop).await?)
 }
 
 async fn client() -> anyhow::Result<kube::Client> {
+    let config = configuration_of_the_api_server().await?;
+    kube::Client::try_from(config).context("cannot create a client for the API server")
+}
+
+/// Returns how the API server is reached.
+///
+/// # Errors
+/// If there is neither a kubeconfig nor a ServiceAccount of a pod.
+pub(super) async fn configuration_of_the_api_server() -> anyhow::Result<kube::Config> {
     let mut config = kube::Config::infer()
         .await
         .context("cannot find the API server: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
     config.read_timeout = Some(READ_TIMEOUT);
     // Restarts the read timeout with each request instead of counting from the last use of the connection.
     config.reset_reader_on_write = true;
-    kube::Client::try_from(config).context("cannot create a client for the API server")
+    Ok(config)
 }
 
 /// Removes duplicates and empty names, as left by an empty variable or a trailing comma.

@@ -28,6 +28,7 @@ pub mod run;
 pub mod send;
 pub mod service;
 pub mod shutdown;
+pub mod sources;
 pub mod tls;
 pub mod traces;
 pub mod units;
@@ -48,7 +49,7 @@ use self::{
     controller::ControllerArgs, crds::CrdsArgs, dead_letters::DeadLettersArgs, display::DisplayArgs,
     explain::ExplainArgs, log::LogCommandArgs, operator_token::OperatorTokenArgs,
     port_forward::PortForwardArgs, router::RouterArgs, routing_tests::TestArgs, run::RunArgs, send::SendArgs,
-    validate::ValidateArgs,
+    sources::SourcesArgs, validate::ValidateArgs,
 };
 
 /// Routes CloudEvents inside a Kubernetes cluster.
@@ -94,6 +95,8 @@ pub enum Command {
     Controller(ControllerArgs),
     /// Run a router: accept events, store them durably, and deliver them to the Triggers that match.
     Router(RouterArgs),
+    /// Run the Sources of kind kubernetes: watch objects in the cluster, and post their changes to brokers.
+    Sources(SourcesArgs),
     /// Run a router without a cluster, from manifests in files. Changed files are applied at once.
     Run(RunArgs),
     /// Receive events over HTTP and print them.
@@ -161,6 +164,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         match command {
             Command::Controller(args) => controller::run(args).await,
             Command::Router(args) => router::run(args).await,
+            Command::Sources(args) => sources::run(args).await,
             Command::Run(args) => run::run(args).await,
             Command::Display(args) => display::run(args).await,
             Command::Send(args) => send::run(args).await,

@@ -283,6 +283,7 @@ impl Local {
         if !self.serves_webhooks {
             problems.extend(manifests.iter().filter_map(unserved_webhook));
         }
+        problems.extend(manifests.iter().filter_map(unwatched_objects));
         problems.sort();
         problems.dedup();
         let mut stderr = io::stderr().lock();
@@ -331,6 +332,19 @@ fn unserved_webhook(manifest: &Manifest) -> Option<ManifestProblem> {
     let message =
         format!("{kind} {namespace}/{name}: it receives nothing, since --listen-hooks ADDRESS is not given");
     Some(manifest.problem("spec.webhook", message))
+}
+
+/// Warns that nobody watches the objects of a Source.
+fn unwatched_objects(manifest: &Manifest) -> Option<ManifestProblem> {
+    let Resource::Source(source) = &manifest.resource else {
+        return None;
+    };
+    source.spec.kubernetes.as_ref()?;
+    let (kind, namespace, name) = manifest.key();
+    let message = format!(
+        "{kind} {namespace}/{name}: it produces nothing, since weir run has no API server; weir sources runs it in a cluster"
+    );
+    Some(manifest.problem("spec.kubernetes", message))
 }
 
 /// Describes a problem in terms of the --service flags.

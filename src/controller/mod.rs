@@ -9,7 +9,8 @@
 //! Permissions of the account: list and watch on `brokers`, `sources`, `triggers`, `sinks` (weir.dev), `services`,
 //! `serviceaccounts` and `namespaces`; get on the two paths of OpenID Connect Discovery; patch on the `status` of the
 //! first four; create and patch on `events` (events.k8s.io). With
-//! leader election: create, get and update on one `leases` object (coordination.k8s.io) in its own namespace. To
+//! leader election: create, get and update on one `leases` object (coordination.k8s.io) in its own namespace, and get on
+//! that of `weir sources`. To
 //! publish the broker's address to workloads: list, watch, create, patch and delete on `configmaps` named
 //! [`discovery::NAME`]. For a secured channel: create on `tokenreviews` (authentication.k8s.io) and
 //! `subjectaccessreviews` (authorization.k8s.io); get, create,
@@ -27,8 +28,8 @@ mod credential_plan;
 mod credential_reader;
 mod discovery;
 mod endpoint;
-mod leadership;
 mod metrics;
+mod objects_status;
 mod producer_options;
 mod routers;
 mod secrets;
@@ -55,6 +56,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    election::{Candidate, LeaseObserver},
     resolve::{self, ClusterReach, CompileOutcome, Observed},
     routing::InstallationQuotas,
     server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
@@ -63,7 +65,6 @@ use broker_authority::BrokerAuthority;
 use channel::Channel;
 use discovery::Discovery;
 use endpoint::Publication;
-use leadership::Candidate;
 use metrics::ControllerMetrics;
 use status_task::{BaseUrls, ResolvedResources, StatusTask};
 use watch::Watches;
@@ -108,6 +109,8 @@ pub struct ControllerOptions {
     pub reach: ClusterReach,
     /// Who may post.
     pub producers: ProducerOptions,
+    /// Lease of the processes `weir sources`, in the client's namespace; `None` if the installation has none.
+    pub sources_lease: Option<String>,
     /// Leader election; `None` for a single controller.
     pub election: Option<Election>,
 }
@@ -235,27 +238,13 @@ impl Controller {
             self.last_used.clone(),
             self.routers.clone(),
         );
-        while stop.run_until_cancelled(candidate.acquire()).await.is_some() {
-            let term = stop.child_token();
-            let keep = async {
-                let lost = term.run_until_cancelled(candidate.keep()).await;
-                term.cancel();
-                lost.is_some()
-            };
-            let lead = async {
-                let led = self.lead(&term).await;
-                term.cancel();
-                led
-            };
-            let (lost, led) = tokio::join!(keep, lead);
+        let lead = async |term: &CancellationToken| {
+            let led = self.lead(term).await;
             self.metrics.leads(false);
             self.stage.send_replace(LifecycleStage::Waiting);
-            if !lost {
-                candidate.release().await;
-            }
-            led?;
-        }
-        Ok(())
+            led
+        };
+        candidate.lead_when_elected(stop, lead).await
     }
 
     /// Watches, serves routers and writes statuses, until told to stop.
@@ -298,6 +287,8 @@ impl Controller {
             };
             let (found, latest) = tokio::sync::watch::channel(routing.compute(&mut watches));
             stage.send_replace(LifecycleStage::Leading);
+            let observer = options.sources_lease.as_deref();
+            let observer = observer.map(|lease| LeaseObserver::new(client.clone(), lease));
             // Runs concurrently, so that slow status writes do not delay routing.
             let statuses = StatusTask::new(
                 client.clone(),
@@ -305,6 +296,7 @@ impl Controller {
                     brokers: options.broker_base_url.clone(),
                     webhooks: options.webhook_base_url.clone(),
                 },
+                observer.as_ref().map(LeaseObserver::health),
                 metrics.clone(),
                 publication.clone(),
             );
@@ -323,9 +315,15 @@ impl Controller {
                     .await;
                 }
             };
+            let observing = async {
+                if let Some(observer) = observer {
+                    stop.run_until_cancelled(observer.run()).await;
+                }
+            };
             tokio::join!(
                 routing.follow(watches, found, stop),
                 statuses.run(latest.clone(), stop),
+                observing,
                 telling
             );
         };

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     endpoint::Publication,
     metrics::ControllerMetrics,
+    objects_status::objects_problem,
     source_activity::shown_every,
     source_status::{self, SourceFacts},
     sources_seen::SourceRuns,
@@ -23,6 +24,7 @@ use super::{
 };
 use crate::{
     api,
+    election::LeaseHealth,
     resolve::{Diagnoses, Observed, ResourceId},
 };
 
@@ -68,6 +70,8 @@ impl IdleSources {
     fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.0.retain(|uid, _| exists(uid));
     }
+    /// Whether `weir sources` runs; `None` if the installation has none.
+    sources: Option<watch::Receiver<LeaseHealth>>,
 }
 
 /// URL prefixes that statuses tell.
@@ -81,6 +85,7 @@ impl StatusTask {
     pub(super) fn new(
         client: Client,
         urls: BaseUrls,
+        sources: Option<watch::Receiver<LeaseHealth>>,
         metrics: Arc<ControllerMetrics>,
         publication: Arc<Publication>,
     ) -> Self {
@@ -90,6 +95,7 @@ impl StatusTask {
             metrics,
             urls,
             idle: IdleSources::default(),
+            sources,
         }
     }
 
@@ -144,7 +150,9 @@ impl StatusTask {
             metrics,
             urls,
             idle,
+            sources: process,
         } = self;
+        let process = process.as_ref().map(|process| *process.borrow());
         // Kubernetes stores whole seconds.
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let (now, broker_url) = (Time(now), urls.brokers.as_deref());
@@ -191,11 +199,17 @@ impl StatusTask {
             let subject = &diagnosis.subject;
             let seen = routers.source(&subject.uid);
             let is_idle = matches!(seen.runs, SourceRuns::Nowhere { .. });
+            // As the watch has it: what the controller wrote itself does not have it.
+            let status = sources
+                .get(&*subject.uid)
+                .and_then(|source| source.status.as_ref());
+            let connected = status.and_then(|status| api::condition(&status.conditions, statuses::CONNECTED));
             let facts = SourceFacts {
                 applied: &applied(subject),
                 seen: &seen,
                 is_idle: idle.is_lasting(&subject.uid, is_idle, Instant::now()),
                 shown_every,
+                objects_problem: objects_problem(process, connected, subject.generation),
             };
             writes.extend(writer.outdated(&sources, &subject.uid, |present| {
                 let status = source_status::source(diagnosis, &facts, present, broker_url, webhook_url, &now);

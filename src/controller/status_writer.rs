@@ -47,6 +47,11 @@ pub(super) trait StatusKind:
 
     /// Returns the conditions of a status.
     fn conditions(status: &Self::Status) -> &[Condition];
+
+    /// Returns the part of a status that the controller writes.
+    fn own(&self, status: Self::Status) -> Self::Status {
+        status
+    }
 }
 
 macro_rules! kinds {
@@ -61,7 +66,26 @@ macro_rules! kinds {
     };
 }
 
-kinds!(Broker, Trigger, Sink, Source);
+kinds!(Broker, Trigger, Sink);
+
+impl StatusKind for api::Source {
+    const NAME: &'static str = "Source";
+
+    fn conditions(status: &Self::Status) -> &[Condition] {
+        &status.conditions
+    }
+
+    /// Of a Source of kind kubernetes, `weir sources` writes the rest.
+    fn own(&self, mut status: Self::Status) -> Self::Status {
+        if self.spec.kubernetes.is_some() {
+            status
+                .conditions
+                .retain(|condition| condition.type_ == statuses::READY);
+            status.last_event_time = None;
+        }
+        status
+    }
+}
 
 /// Writes statuses to the API server.
 pub(super) struct StatusWriter {
@@ -121,7 +145,7 @@ impl StatusWriter {
         wanted: impl FnOnce(Option<&K::Status>) -> K::Status,
     ) -> Option<Write> {
         let resource = *resources.get(uid)?;
-        let present = self.present(resource);
+        let present = self.present(resource).map(|present| resource.own(present));
         let status = wanted(present.as_ref());
         if present.as_ref() == Some(&status) {
             return None;

@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     broker_usage::ShownUsage,
+    objects_status::CONNECTION_AWAITED,
     routers::Applied,
     sinks_seen::{BrokerSeen, FiltersSeen, QuotaSeen, SinkSeen},
 };
@@ -18,7 +19,13 @@ use crate::{
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
-const PASSING: [&str; 4] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED, TOKEN_AWAITED, ADDRESS_AWAITED];
+const PASSING: [&str; 5] = [
+    ROUTER_OUT_OF_DATE,
+    SECRET_AWAITED,
+    TOKEN_AWAITED,
+    ADDRESS_AWAITED,
+    CONNECTION_AWAITED,
+];
 
 pub(super) const ROUTER_OUT_OF_DATE: &str = "RouterOutOfDate";
 

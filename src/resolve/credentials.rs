@@ -437,14 +437,9 @@ pub(super) fn check_text(value: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The commands that grant the controller a permission on a resource of this name.
-pub(super) fn grant(
-    role: &str,
-    permission: &str,
-    name: &str,
-    namespace: &str,
-    account: Option<&str>,
-) -> String {
+/// The commands that grant the controller, or another account, a permission on a resource of this name.
+#[must_use]
+pub fn grant(role: &str, permission: &str, name: &str, namespace: &str, account: Option<&str>) -> String {
     let account = account.unwrap_or("--serviceaccount=NAMESPACE:NAME (of the controller's ServiceAccount)");
     format!(
         "to grant access, run: kubectl create role {role} {permission} --resource-name={name} -n {namespace} && kubectl \

@@ -71,6 +71,8 @@ pub struct SourceDiagnosis {
     pub broker: String,
     /// Whether it receives requests.
     pub is_webhook: bool,
+    /// Whether `weir sources` runs it.
+    pub is_kubernetes: bool,
 }
 
 /// Findings about every resource, ordered by namespace and name.

@@ -15,11 +15,13 @@ mod event_attributes;
 mod filters;
 mod finding;
 mod hosts;
+mod kubernetes;
 mod observed;
 mod producers;
 mod referrers;
 mod resolver;
 mod revision;
+mod selectors;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -32,11 +34,12 @@ pub use addressables::{
     ADDRESS_AWAITED, ADDRESS_MISSING, ADDRESS_NOT_ALLOWED, ADDRESS_UNSUPPORTED, named_addressables,
 };
 pub use compile::{CompileOutcome, compile};
-pub use credentials::SECRET_AWAITED;
+pub use credentials::{SECRET_AWAITED, grant};
 pub use diagnosis::{
     BrokerDiagnosis, Diagnoses, ResourceId, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis,
 };
 pub use finding::Finding;
+pub use kubernetes::{KubernetesPlan, PlannedKind, plan_kubernetes, source_filters};
 pub use observed::{
     AddressableKind, AddressableName, AddressableState, ClusterReach, Namespace, Observed, Port,
     ProducerCheck, SecretName, SecretState, Service, ServiceAccount, StatusAddress, TokenName, TokenState,

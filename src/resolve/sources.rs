@@ -5,6 +5,7 @@ use super::{
     event_attributes::{self, default_source},
     filters::expression,
     finding::Finding,
+    kubernetes,
     resolver::Resolver,
     webhooks,
 };
@@ -25,6 +26,7 @@ pub(super) fn compile(
         broker,
         cron,
         webhook,
+        kubernetes: objects,
         filters,
         suspend,
     } = spec;
@@ -34,12 +36,17 @@ pub(super) fn compile(
     let admitted = bounds
         .admit_source(&subject.namespace, &filters, event.as_ref())
         .map_err(|rejection| refused(&rejection));
-    let compiled = admitted.and_then(|()| match (cron, webhook) {
-        (Some(cron), None) => compile_cron(&subject, cron),
-        (None, Some(webhook)) => compile_webhook(resolver, &subject, webhook, event),
+    let compiled = admitted.and_then(|()| match (cron, webhook, objects) {
+        (Some(cron), None, None) => compile_cron(&subject, cron),
+        (None, Some(webhook), None) => compile_webhook(resolver, &subject, webhook, event),
+        (None, None, Some(objects)) => {
+            let valid = kubernetes::compile(&subject, objects)?;
+            let kind = routing::SourceKind::Kubernetes(routing::KubernetesObjects {});
+            Ok((kind, valid))
+        }
         _ => Err(Finding::bad(
             "NoKind",
-            "exactly one of spec.cron and spec.webhook must be set",
+            "exactly one of spec.cron, spec.webhook and spec.kubernetes must be set",
         )),
     });
     let (kind, valid) = match compiled {
@@ -64,6 +71,7 @@ pub(super) fn compile(
             suspended: *suspend,
             broker,
             is_webhook: webhook.is_some(),
+            is_kubernetes: objects.is_some(),
         },
     )
 }

@@ -45,6 +45,6 @@ pub use quota::{InstallationQuotas, Quota, WhenFull};
 pub use schedule::{Schedule, ScheduleError};
 pub use secret::Secret;
 pub use signing_key::{InvalidSigningKey, SigningKey};
-pub use source::{CatchUp, Cron, Source, SourceKind};
+pub use source::{CatchUp, Cron, KubernetesObjects, Source, SourceKind};
 pub use table::{BrokerTable, ExistingBrokers, Route, RoutingTable};
 pub use webhook::{HmacAlgorithm, HmacEncoding, HmacVerification, Verification, Webhook};

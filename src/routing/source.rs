@@ -32,6 +32,8 @@ pub enum SourceKind {
     Cron(Cron),
     /// The requests of another system.
     Webhook(Webhook),
+    /// Changes of objects in the cluster, which another process posts as a producer.
+    Kubernetes(KubernetesObjects),
 }
 
 impl SourceKind {
@@ -40,6 +42,11 @@ impl SourceKind {
         matches!(self, Self::Cron(_))
     }
 }
+
+/// Objects in the cluster. Routers need to know no more than that their broker exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesObjects {}
 
 /// A schedule and the event to produce at each of its times.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +99,8 @@ struct SourceJson {
     cron: Option<Cron>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     webhook: Option<Webhook>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kubernetes: Option<KubernetesObjects>,
 }
 
 /// A Source without a kind, or with several.
@@ -103,9 +112,10 @@ impl TryFrom<SourceJson> for Source {
     type Error = NoKind;
 
     fn try_from(wire: SourceJson) -> Result<Self, NoKind> {
-        let kind = match (wire.cron, wire.webhook) {
-            (Some(cron), None) => SourceKind::Cron(cron),
-            (None, Some(webhook)) => SourceKind::Webhook(webhook),
+        let kind = match (wire.cron, wire.webhook, wire.kubernetes) {
+            (Some(cron), None, None) => SourceKind::Cron(cron),
+            (None, Some(webhook), None) => SourceKind::Webhook(webhook),
+            (None, None, Some(objects)) => SourceKind::Kubernetes(objects),
             _ => return Err(NoKind),
         };
         Ok(Self {
@@ -122,9 +132,10 @@ impl TryFrom<SourceJson> for Source {
 
 impl From<Source> for SourceJson {
     fn from(source: Source) -> Self {
-        let (cron, webhook) = match source.kind {
-            SourceKind::Cron(cron) => (Some(cron), None),
-            SourceKind::Webhook(webhook) => (None, Some(webhook)),
+        let (cron, webhook, kubernetes) = match source.kind {
+            SourceKind::Cron(cron) => (Some(cron), None, None),
+            SourceKind::Webhook(webhook) => (None, Some(webhook), None),
+            SourceKind::Kubernetes(objects) => (None, None, Some(objects)),
         };
         Self {
             uid: source.uid,
@@ -135,6 +146,7 @@ impl From<Source> for SourceJson {
             filters: source.filters,
             cron,
             webhook,
+            kubernetes,
         }
     }
 }
@@ -159,6 +171,14 @@ mod tests {
         let source: Source = serde_json::from_str(text).unwrap();
         assert!(!source.kind.runs());
         assert!(!format!("{source:?}").contains("s3cret"));
+        assert_eq!(serde_json::to_string(&source).unwrap(), text);
+    }
+
+    #[test]
+    fn routers_know_no_objects() {
+        let text = r#"{"uid":"u","namespace":"n","name":"s","generation":1,"broker":"b","kubernetes":{}}"#;
+        let source: Source = serde_json::from_str(text).unwrap();
+        assert!(!source.kind.runs());
         assert_eq!(serde_json::to_string(&source).unwrap(), text);
     }
 

@@ -1,4 +1,4 @@
-//! Producers of events inside Weir: at present, schedules.
+//! Producers of events: schedules and webhooks inside the router; the pure parts of the Sources that `weir sources` runs.
 //!
 //! The router calls [`Sources::apply`] with the Sources of each new routing configuration.
 
@@ -6,6 +6,7 @@ mod clock;
 mod context;
 mod cron;
 mod event;
+pub mod kubernetes;
 mod last_runs;
 mod progress;
 mod runner;

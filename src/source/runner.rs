@@ -50,6 +50,8 @@ async fn run(source: routing::Source, context: Context) {
         routing::SourceKind::Cron(cron) => cron::run(source, cron, context).await,
         // Every router receives webhooks: see `router/hooks.rs`. They do not run.
         routing::SourceKind::Webhook(_) => {}
+        // The process `weir sources` posts them: see `src/cluster_sources`.
+        routing::SourceKind::Kubernetes(_) => {}
     }
 }
 

@@ -1028,7 +1028,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         ),
         (
             "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: s}\nspec: {}\n".to_owned(),
-            "exactly one of cron and webhook must be set",
+            "exactly one of cron, webhook and kubernetes must be set",
         ),
     ];
     for (manifest, expected) in table {

@@ -30,6 +30,7 @@ mod hostile;
 mod ingress_tls;
 mod interop;
 mod jetstream;
+mod kubernetes_source;
 mod leadership;
 mod local;
 mod logs;

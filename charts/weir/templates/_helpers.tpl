@@ -66,6 +66,11 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 
+{{/* The components that run, with commas between them. */}}
+{{- define "weir.components" -}}
+controller,router{{ if .Values.sources.enabled }},sources{{ end }}
+{{- end -}}
+
 {{/* What comes before /NAMESPACE/BROKER. */}}
 {{- define "weir.brokerUrl" -}}
 {{- $tls := .Values.router.tls -}}
@@ -101,6 +106,12 @@ http://{{ include "weir.fullname" . }}.{{ .Release.Namespace }}.svc
 - {apiGroups: [""], resources: [services, serviceaccounts], verbs: [list, watch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 - {apiGroups: [""], resources: [configmaps], resourceNames: [weir-broker], verbs: [list, watch, create, patch, delete]}
+{{- end -}}
+
+{{/* What weir sources does in the namespaces that it looks at. */}}
+{{- define "weir.sourcesRules" }}
+- {apiGroups: [weir.dev], resources: [sources], verbs: [list, watch]}
+- {apiGroups: [weir.dev], resources: [sources/status], verbs: [patch]}
 {{- end -}}
 
 {{/* A component's pod, but for its containers. */}}

@@ -228,10 +228,10 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedFie
         found.push(("Sink", sink.subject, field, sink.resolved));
     }
     for source in sources {
-        let otherwise = if source.is_webhook {
-            "spec.webhook"
-        } else {
-            "spec.cron"
+        let otherwise = match (source.is_webhook, source.is_kubernetes) {
+            (true, _) => "spec.webhook",
+            (_, true) => "spec.kubernetes",
+            _ => "spec.cron",
         };
         let path = field_of(&source.valid, otherwise);
         found.push(("Source", source.subject, path, source.valid));

@@ -300,7 +300,10 @@ mod tests {
             ]
         );
         metrics.configuration.applied("1");
-        assert_documented(&metrics.registry, |name| !name.starts_with("weir_controller_"));
+        let others = ["weir_controller_", "weir_sources_"];
+        assert_documented(&metrics.registry, |name| {
+            !others.iter().any(|prefix| name.starts_with(prefix))
+        });
         shards.shutdown().await;
     }
 }

@@ -334,7 +334,7 @@ fn checks_the_rules_of_the_other_kinds() {
     for (text, expected) in [
         (
             format!("{source}  suspend: true\n"),
-            "m.yaml:4:1: spec: exactly one of cron and webhook must be set",
+            "m.yaml:4:1: spec: exactly one of cron, webhook and kubernetes must be set",
         ),
         (
             format!("{source}  cron: {{schedule: '* * * * *', type: t, data: {{text: a, json: b}}}}\n"),

@@ -1,9 +1,13 @@
-//! Leader election among controllers: the leader holds a Lease (coordination.k8s.io/v1), by the rules and with the
-//! timing of Kubernetes' own components.
+//! Leader election among the controllers, and among the processes `weir sources`: the leader holds a Lease
+//! (coordination.k8s.io/v1), by the rules and with the timing of Kubernetes' own components.
 //!
 //! Clocks of different machines are never compared: a Lease has expired when it has not changed for its duration,
 //! as observed locally. The API server rejects a write based on an older version, so at most one candidate gets the
 //! Lease.
+
+mod observer;
+
+pub use observer::{LeaseHealth, LeaseObserver};
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -14,6 +18,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams};
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 /// Time for which a Lease is held without being renewed.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
@@ -33,15 +38,15 @@ const ROUTERS: &str = "weir.dev/routers";
 /// Maximum number of names stored.
 const MAX_ROUTERS: usize = 500;
 
-/// A controller that leads, or may lead.
-pub(super) struct Candidate {
+/// A process that leads, or may lead.
+pub struct Candidate {
     leases: Api<Lease>,
     name: String,
     /// The pod's name with a suffix that distinguishes it from earlier pods of the same name.
     identity: String,
     /// The Lease as last seen, and the time at which it last changed.
     seen: Option<(LeaseSpec, Instant)>,
-    /// Time until which this controller may consider itself the leader.
+    /// Time until which this process may consider itself the leader.
     until: Instant,
     /// Whether the current failure was already logged.
     in_trouble: bool,
@@ -63,7 +68,7 @@ impl Candidate {
     /// Creates a candidate for the Lease of this name, in the client's namespace. `last_used` receives the time at
     /// which the Lease was last read, or written if needed. Leaders hand over the names of `routers` through the
     /// Lease, so that the next one knows which to wait for.
-    pub(super) fn new(
+    pub fn new(
         client: Client,
         name: &str,
         host: &str,
@@ -82,8 +87,38 @@ impl Candidate {
         }
     }
 
-    /// Waits until this controller leads.
-    pub(super) async fn acquire(&mut self) {
+    /// Leads whenever this process holds the Lease, until told to stop. Each term has a token that ends it.
+    ///
+    /// # Errors
+    /// The first error of a term.
+    pub async fn lead_when_elected<E>(
+        &mut self,
+        stop: &CancellationToken,
+        lead: impl AsyncFn(&CancellationToken) -> Result<(), E>,
+    ) -> Result<(), E> {
+        while stop.run_until_cancelled(self.acquire()).await.is_some() {
+            let term = stop.child_token();
+            let keep = async {
+                let lost = term.run_until_cancelled(self.keep()).await;
+                term.cancel();
+                lost.is_some()
+            };
+            let lead = async {
+                let led = lead(&term).await;
+                term.cancel();
+                led
+            };
+            let (lost, led) = tokio::join!(keep, lead);
+            if !lost {
+                self.release().await;
+            }
+            led?;
+        }
+        Ok(())
+    }
+
+    /// Waits until this process leads.
+    async fn acquire(&mut self) {
         let mut known_leader = None;
         while !self.attempt().await {
             let leader = self
@@ -91,21 +126,17 @@ impl Candidate {
                 .as_ref()
                 .and_then(|(seen, _)| holder(seen).map(str::to_owned));
             if leader.is_some() && leader != known_leader {
-                tracing::info!(lease = self.name, leader, "another controller leads; waiting");
+                tracing::info!(lease = self.name, leader, "another process leads; waiting");
                 known_leader = leader;
             }
             // Jitter, so that candidates do not collide each time.
             tokio::time::sleep(RETRY_PERIOD.mul_f64(1.0 + 0.2 * fastrand::f64())).await;
         }
-        tracing::info!(
-            lease = self.name,
-            identity = self.identity,
-            "this controller leads"
-        );
+        tracing::info!(lease = self.name, identity = self.identity, "this process leads");
     }
 
-    /// Renews the Lease as long as possible. Returns when this controller no longer leads.
-    pub(super) async fn keep(&mut self) {
+    /// Renews the Lease as long as possible. Returns when this process no longer leads.
+    async fn keep(&mut self) {
         loop {
             tokio::time::sleep(RETRY_PERIOD).await;
             let renewed = tokio::time::timeout_at(self.until, self.attempt()).await;
@@ -113,16 +144,15 @@ impl Candidate {
             if taken || (renewed != Ok(true) && Instant::now() + RETRY_PERIOD >= self.until) {
                 tracing::warn!(
                     lease = self.name,
-                    "this controller no longer leads: it could not renew its Lease in time, or another controller \
-                     holds it"
+                    "this process no longer leads: it could not renew its Lease in time, or another one holds it"
                 );
                 return;
             }
         }
     }
 
-    /// Releases the Lease, so that another controller need not wait for it to expire.
-    pub(super) async fn release(&mut self) {
+    /// Releases the Lease, so that another process need not wait for it to expire.
+    async fn release(&mut self) {
         let release = async {
             let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
                 return Ok(());
@@ -153,7 +183,7 @@ impl Candidate {
         self.seen = None;
     }
 
-    /// Takes or renews the Lease if possible. Returns whether this controller holds it.
+    /// Takes or renews the Lease if possible. Returns whether this process holds it.
     async fn attempt(&mut self) -> bool {
         let begin = Instant::now();
         let attempt = tokio::time::timeout(PATIENCE, self.try_attempt()).await;
@@ -227,6 +257,9 @@ impl Candidate {
 
     fn tell_routers(&self, lease: &mut ObjectMeta) {
         let names = self.routers.borrow();
+        if names.is_empty() && lease.annotations.is_none() {
+            return;
+        }
         // Bounds the size of the Lease object.
         let names: Vec<&str> = names.iter().take(MAX_ROUTERS).map(String::as_str).collect();
         lease
@@ -258,7 +291,7 @@ fn told_routers(lease: &ObjectMeta) -> BTreeSet<String> {
         .collect()
 }
 
-/// Returns the Lease after taking or renewing it, or `None` while another controller holds it. `seen_for` is the
+/// Returns the Lease after taking or renewing it, or `None` while another process holds it. `seen_for` is the
 /// time for which it has been unchanged.
 fn claim(
     present: Option<&LeaseSpec>,

@@ -1,0 +1,381 @@
+//! The changes of a Source that wait to be told, in order for each object.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{metrics::SourceCounters, records::SOURCE_UID};
+use crate::{
+    api::{ObjectChange, ObjectData},
+    cloudevents::Event,
+    filter::CompiledFilter,
+    source::kubernetes::{
+        ChangeKind, EventData, KindNames, Ledger, ObjectKey, ObservedChange, ObservedObject, event,
+    },
+};
+
+/// Limits of the changes that wait before watches are read on: their number, and the bytes of their events.
+const MAX_WAITING: usize = 256;
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// Maximum bytes of the versions that patches are made from.
+const MAX_VERSIONS: usize = 8 * 1024 * 1024;
+
+/// Maximum number of objects of a Source. Their records fit into the ConfigMaps.
+pub(super) const MAX_OBJECTS: usize = 20_000;
+
+/// A change, and its event; none if it is not to be told.
+pub(super) struct Pending {
+    pub(super) change: ObservedChange,
+    pub(super) event: Option<Arc<Event>>,
+    /// Failed attempts to post it.
+    pub(super) failures: u32,
+    bytes: usize,
+}
+
+/// How events are made.
+pub(super) struct EventPlan {
+    pub(super) changes: BTreeSet<ObjectChange>,
+    pub(super) data: ObjectData,
+    pub(super) filter: CompiledFilter,
+    /// UID of the Source, whose own status it does not tell.
+    pub(super) source_uid: String,
+}
+
+/// The changes of a Source.
+pub(super) struct ChangeQueue {
+    pub(super) ledger: Ledger,
+    plan: EventPlan,
+    waiting: VecDeque<Pending>,
+    bytes: usize,
+    /// Objects with a change that is being told.
+    busy: HashSet<ObjectKey>,
+    versions: LastVersions,
+    counters: Arc<SourceCounters>,
+}
+
+impl ChangeQueue {
+    pub(super) fn new(ledger: Ledger, plan: EventPlan, counters: Arc<SourceCounters>) -> Self {
+        Self {
+            ledger,
+            plan,
+            waiting: VecDeque::new(),
+            bytes: 0,
+            busy: HashSet::new(),
+            versions: LastVersions::default(),
+            counters,
+        }
+    }
+
+    /// Whether more changes may come.
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting.len() < MAX_WAITING && self.bytes < MAX_BYTES
+    }
+
+    /// Number of changes that are not settled.
+    pub(super) fn pending(&self) -> usize {
+        self.waiting.len() + self.busy.len()
+    }
+
+    /// Reads an object of a kind. Returns `None` for those that are not followed: without an identity, or those that this
+    /// process changes itself, whose events would make more of them.
+    pub(super) fn read(&self, names: &KindNames, object: Value) -> Option<ObservedObject> {
+        let object = match ObservedObject::read(&names.api_version, &names.kind, object) {
+            Ok(object) => object,
+            Err(error) => {
+                tracing::debug!(kind = names.kind, %error, "an object is not followed");
+                return None;
+            }
+        };
+        let is_record = names.kind == "ConfigMap" && object.has_label(SOURCE_UID);
+        (!is_record && object.uid != self.plan.source_uid).then_some(object)
+    }
+
+    /// Takes note of an object that exists.
+    pub(super) fn exists(
+        &mut self,
+        names: &KindNames,
+        kind: &Arc<str>,
+        object: &ObservedObject,
+        now: Timestamp,
+    ) {
+        let key = key(kind, object);
+        if let Some(change) = self.ledger.exists(&key, &object.place, &object.version) {
+            self.enqueue(names, change, Some(object), now);
+        }
+        if self.plan.data == ObjectData::Patch {
+            self.versions.insert(key, &object.value);
+        }
+    }
+
+    /// Takes note of an object that is gone.
+    pub(super) fn is_gone(
+        &mut self,
+        names: &KindNames,
+        kind: &Arc<str>,
+        object: &ObservedObject,
+        now: Timestamp,
+    ) {
+        let key = key(kind, object);
+        if let Some(change) = self.ledger.is_gone(&key) {
+            self.enqueue(names, change, Some(object), now);
+        }
+        self.versions.remove(&key);
+    }
+
+    /// Takes note of a complete list of a kind in a namespace, or in all.
+    pub(super) fn are_all(
+        &mut self,
+        names: &KindNames,
+        kind: &str,
+        namespace: Option<&str>,
+        listed: &HashSet<Arc<str>>,
+        now: Timestamp,
+    ) {
+        for change in self.ledger.are_all(kind, namespace, listed) {
+            self.versions.remove(&change.key);
+            self.enqueue(names, change, None, now);
+        }
+    }
+
+    fn enqueue(
+        &mut self,
+        names: &KindNames,
+        change: ObservedChange,
+        object: Option<&ObservedObject>,
+        now: Timestamp,
+    ) {
+        self.counters.changed(change.kind);
+        let event = self.event(names, &change, object, now);
+        let bytes = event.as_ref().map_or(0, |event| event.size());
+        self.bytes += bytes;
+        self.waiting.push_back(Pending {
+            change,
+            event: event.map(Arc::new),
+            failures: 0,
+            bytes,
+        });
+    }
+
+    fn event(
+        &self,
+        names: &KindNames,
+        change: &ObservedChange,
+        object: Option<&ObservedObject>,
+        now: Timestamp,
+    ) -> Option<Event> {
+        if !self.plan.changes.contains(&wanted(change.kind)) {
+            return None;
+        }
+        let data = match self.plan.data {
+            ObjectData::Object => EventData::Object,
+            ObjectData::Patch => EventData::Patch(self.versions.get(&change.key)),
+            ObjectData::Reference => EventData::Reference,
+        };
+        let made = event(names, change, object, data, now)
+            .map_err(|invalid| invalid.to_string())
+            .and_then(|event| Ok(self.plan.filter.try_matches(&event)?.then_some(event)));
+        made.unwrap_or_else(|problem| {
+            self.counters.failed();
+            let (object, kind) = (&change.place.name, &names.kind);
+            tracing::warn!(kind, object, problem, "a change of an object cannot be told");
+            None
+        })
+    }
+
+    /// Takes the next change that may be told. Settles those that need not be.
+    pub(super) fn next(&mut self) -> Option<Pending> {
+        let mut blocked = HashSet::new();
+        let mut at = 0;
+        while let Some(Pending { change, event, .. }) = self.waiting.get(at) {
+            let is_next = !blocked.contains(&change.key)
+                && !self.busy.contains(&change.key)
+                && self.ledger.may_tell(change);
+            if !is_next {
+                blocked.insert(change.key.clone());
+                at += 1;
+                continue;
+            }
+            let is_told = event.is_some();
+            let pending = self.waiting.remove(at)?;
+            self.bytes -= pending.bytes;
+            if is_told {
+                self.busy.insert(pending.change.key.clone());
+                return Some(pending);
+            }
+            self.counters.filtered();
+            self.ledger.told(&pending.change);
+        }
+        None
+    }
+
+    /// Settles a change that was told, or given up.
+    pub(super) fn settled(&mut self, change: &ObservedChange) {
+        self.busy.remove(&change.key);
+        self.ledger.told(change);
+    }
+}
+
+fn key(kind: &Arc<str>, object: &ObservedObject) -> ObjectKey {
+    ObjectKey {
+        kind: kind.clone(),
+        uid: object.uid.as_str().into(),
+    }
+}
+
+fn wanted(kind: ChangeKind) -> ObjectChange {
+    match kind {
+        ChangeKind::Added => ObjectChange::Added,
+        ChangeKind::Updated => ObjectChange::Updated,
+        ChangeKind::Deleted => ObjectChange::Deleted,
+    }
+}
+
+/// The last versions of objects, from which patches are made, as far as there is memory for them.
+#[derive(Default)]
+struct LastVersions {
+    objects: HashMap<ObjectKey, (Value, usize)>,
+    bytes: usize,
+}
+
+impl LastVersions {
+    fn get(&self, key: &ObjectKey) -> Option<&Value> {
+        self.objects.get(key).map(|(object, _)| object)
+    }
+
+    fn insert(&mut self, key: ObjectKey, object: &Value) {
+        self.remove(&key);
+        let bytes = object.to_string().len();
+        if self.bytes + bytes <= MAX_VERSIONS {
+            self.bytes += bytes;
+            self.objects.insert(key, (object.clone(), bytes));
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        if let Some((_, bytes)) = self.objects.remove(key) {
+            self.bytes -= bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{filter::Expression, source::kubernetes::SHARDS};
+
+    fn work(data: ObjectData, changes: &[ObjectChange], filters: &[Expression]) -> ChangeQueue {
+        let plan = EventPlan {
+            changes: changes.iter().copied().collect(),
+            data,
+            filter: CompiledFilter::compile(filters).unwrap(),
+            source_uid: "own".to_owned(),
+        };
+        ChangeQueue::new(Ledger::restore([]), plan, Arc::default())
+    }
+
+    const ALL: [ObjectChange; 3] = [ObjectChange::Added, ObjectChange::Updated, ObjectChange::Deleted];
+
+    fn names() -> KindNames {
+        KindNames {
+            api_version: "v1".to_owned(),
+            kind: "ConfigMap".to_owned(),
+            plural: "configmaps".to_owned(),
+        }
+    }
+
+    fn object(uid: &str, version: &str, labels: Value) -> Value {
+        json!({"metadata": {"name": uid, "namespace": "shop", "uid": uid, "resourceVersion": version, "labels": labels},
+               "data": {"n": version}})
+    }
+
+    fn show(work: &mut ChangeQueue, uid: &str, version: &str) {
+        let object = work.read(&names(), object(uid, version, json!({}))).unwrap();
+        work.exists(&names(), &"ConfigMap.core".into(), &object, Timestamp::UNIX_EPOCH);
+    }
+
+    fn save(work: &mut ChangeQueue) {
+        for shard in 0..SHARDS {
+            let records = work.ledger.take_unsaved(shard);
+            work.ledger.saved(&records);
+        }
+    }
+
+    fn taken(work: &mut ChangeQueue) -> Vec<String> {
+        std::iter::from_fn(|| work.next())
+            .map(|pending| pending.change.id())
+            .collect()
+    }
+
+    #[test]
+    fn changes_of_an_object_are_told_one_after_the_other() {
+        let mut work = work(ObjectData::Object, &ALL, &[]);
+        show(&mut work, "a", "1");
+        show(&mut work, "a", "2");
+        show(&mut work, "b", "3");
+        assert!(taken(&mut work).is_empty(), "nothing is saved");
+        save(&mut work);
+        let first = work.next().unwrap();
+        assert_eq!(first.change.id(), "a.1");
+        assert_eq!(taken(&mut work), ["b.3"]);
+        work.settled(&first.change);
+        assert_eq!(taken(&mut work), ["a.2"]);
+        assert_eq!(work.pending(), 2);
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_settled_in_its_turn() {
+        let only = [Expression::Exact([("name".to_owned(), "a".to_owned())].into())];
+        let mut work = work(ObjectData::Object, &[ObjectChange::Added], &only);
+        show(&mut work, "a", "1");
+        show(&mut work, "b", "1");
+        show(&mut work, "a", "2");
+        save(&mut work);
+        let first = work.next().unwrap();
+        assert!(work.next().is_none());
+        work.settled(&first.change);
+        assert!(work.next().is_none());
+        assert_eq!(work.pending(), 0);
+        assert_eq!(work.ledger.len(), 2);
+    }
+
+    #[test]
+    fn own_objects_are_not_told() {
+        let work = work(ObjectData::Object, &ALL, &[]);
+        let labels = json!({SOURCE_UID: "x"});
+        assert_eq!(work.read(&names(), object("a", "1", labels)), None);
+        assert_eq!(work.read(&names(), object("own", "1", json!({}))), None);
+        assert_eq!(work.read(&names(), json!({"metadata": {"name": "a"}})), None);
+    }
+
+    #[test]
+    fn a_patch_is_from_the_version_before() {
+        let mut work = work(ObjectData::Patch, &ALL, &[]);
+        show(&mut work, "a", "1");
+        show(&mut work, "a", "2");
+        save(&mut work);
+        let first = work.next().unwrap();
+        work.settled(&first.change);
+        let second = work.next().unwrap().event.unwrap();
+        assert_eq!(
+            second.attribute("datacontenttype"),
+            Some(&"application/merge-patch+json".into())
+        );
+    }
+
+    #[test]
+    fn watches_wait_while_much_is_to_be_told() {
+        let mut work = work(ObjectData::Object, &ALL, &[]);
+        for number in 0..MAX_WAITING {
+            assert!(work.has_room());
+            show(&mut work, &number.to_string(), "1");
+        }
+        assert!(!work.has_room());
+    }
+}

@@ -1,0 +1,602 @@
+//! Runs a Source: obtains tokens, finds its kinds, and then follows the objects and tells their changes.
+
+use std::{array, collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::BoxFuture,
+    stream::{self, BoxStream, FuturesUnordered, SelectAll},
+};
+use jiff::Timestamp;
+use kube::{ResourceExt as _, api::DynamicObject, runtime::watcher};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    account_client::account_client,
+    account_tokens::{KnownTokens, TokenKeeper},
+    broker::Posted,
+    feed::{FeedFailure, ObjectFeed, WatchItem, discover},
+    metrics::SourceCounters,
+    process::SourcesProcess,
+    queue::{ChangeQueue, EventPlan, MAX_OBJECTS, Pending},
+    records::{RecordStore, SaveError, Versions},
+    report::{ConnectionReport, Reporter},
+};
+use crate::{
+    api,
+    filter::CompiledFilter,
+    resolve::{Finding, KubernetesPlan, plan_kubernetes, source_filters},
+    source::kubernetes::{Ledger, SHARDS, UnsavedRecords},
+};
+
+/// Maximum number of events of a Source in flight.
+const IN_FLIGHT: usize = 16;
+
+/// Maximum number of saves of a Source in flight.
+const SAVES: usize = 4;
+
+/// Time for which saves of a shard are collected, unless an object waits for one. Longer for a large shard.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Pauses before another attempt to post an event, or to save; each is twice the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Pauses before another attempt to run a Source that cannot run.
+const FIRST_RERUN: Duration = Duration::from_secs(2);
+const LONGEST_RERUN: Duration = Duration::from_secs(60);
+
+/// Time for which the broker, or saving, fails before the status tells it. A router restarts within it.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
+
+/// Time for which a run that ends waits for events in flight, and then for the last save.
+const LAST_EVENTS: Duration = Duration::from_secs(3);
+const LAST_SAVE: Duration = Duration::from_secs(5);
+
+/// Why a run ended.
+enum Ended {
+    Stopped,
+    Problem(Finding),
+}
+
+/// Runs a Source until told to stop.
+pub(super) async fn run(shared: Arc<SourcesProcess>, source: Arc<api::Source>, stop: CancellationToken) {
+    let (namespace, name) = (source.namespace().unwrap_or_default(), source.name_any());
+    let Some(Ok(plan)) = source
+        .spec
+        .kubernetes
+        .as_ref()
+        .map(|spec| plan_kubernetes(&namespace, spec))
+    else {
+        return; // the controller tells what is wrong
+    };
+    let Ok(filter) = CompiledFilter::compile(&source_filters(&source.spec)) else {
+        return;
+    };
+    let (report, reports) = watch::channel(None);
+    let (known, tokens) = watch::channel(None);
+    let renew = Arc::new(Notify::new());
+    let keeper = TokenKeeper {
+        client: shared.client.clone(),
+        namespace: namespace.clone(),
+        account: plan.account.clone(),
+        known,
+        renew: renew.clone(),
+    };
+    let reporter = Reporter::new(shared.client.clone(), &source);
+    let uid = source.uid().unwrap_or_default();
+    let runner = Runner {
+        url: shared.broker.url(&namespace, &source.spec.broker),
+        counters: shared.metrics.of(&namespace, &name),
+        memory: RecordStore::new(
+            shared.client.clone(),
+            &shared.owner,
+            &uid,
+            format!("{namespace}/{name}"),
+        ),
+        shared,
+        namespace,
+        name,
+        uid,
+        plan,
+        filter,
+        tokens,
+        renew,
+        report,
+        stop,
+    };
+    tokio::select! {
+        () = runner.run() => {}
+        () = keeper.run() => {}
+        () = reporter.run(reports) => {}
+    }
+}
+
+/// A Source, and what it is run with.
+struct Runner {
+    shared: Arc<SourcesProcess>,
+    namespace: String,
+    name: String,
+    uid: String,
+    url: String,
+    plan: KubernetesPlan,
+    filter: CompiledFilter,
+    memory: RecordStore,
+    counters: Arc<SourceCounters>,
+    tokens: watch::Receiver<KnownTokens>,
+    renew: Arc<Notify>,
+    report: watch::Sender<Option<ConnectionReport>>,
+    stop: CancellationToken,
+}
+
+impl Runner {
+    /// Runs the Source, again and again if it cannot.
+    async fn run(&self) {
+        let mut pause = FIRST_RERUN;
+        let mut tokens = self.tokens.clone();
+        loop {
+            let begun = Instant::now();
+            let problem = match self.attempt(&mut tokens).await {
+                Ended::Stopped => return,
+                Ended::Problem(problem) => problem,
+            };
+            let (namespace, source) = (&self.namespace, &self.name);
+            let (reason, message) = (problem.reason, &problem.message);
+            tracing::warn!(namespace, source, reason, message, "the Source does not run");
+            self.tell(problem, None);
+            if begun.elapsed() > LONGEST_RERUN {
+                pause = FIRST_RERUN;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                changed = tokens.changed() => if changed.is_err() { return },
+                () = self.stop.cancelled() => return,
+            }
+            pause = (pause * 2).min(LONGEST_RERUN);
+        }
+    }
+
+    fn tell(&self, connected: Finding, last_event: Option<Timestamp>) {
+        self.counters.is_connected(connected.holds);
+        self.report.send_if_modified(|report| {
+            let before = report.as_ref();
+            let last_event = last_event.or(before.and_then(|before| before.last_event));
+            let next = Some(ConnectionReport {
+                connected,
+                last_event,
+            });
+            let is_news = *report != next;
+            *report = next;
+            is_news
+        });
+    }
+
+    async fn attempt(&self, tokens: &mut watch::Receiver<KnownTokens>) -> Ended {
+        let begin = async {
+            loop {
+                match &*tokens.borrow_and_update() {
+                    Some(Ok(_)) => break,
+                    Some(Err(finding)) => return Err(finding.clone()),
+                    None => {}
+                }
+                if tokens.changed().await.is_err() {
+                    return Err(Finding::bad("TokenUnavailable", "no tokens are requested"));
+                }
+            }
+            let client = account_client(&self.shared.config, self.tokens.clone())
+                .map_err(|error| Finding::bad("ApiServerUnavailable", error.to_string()))?;
+            let feeds = discover(&client, &self.plan).await?;
+            let (records, versions) = self.memory.load().await.map_err(|problem| {
+                Finding::bad(
+                    "RecordsUnavailable",
+                    format!("weir sources cannot read its records of the objects: {problem}; retrying"),
+                )
+            })?;
+            let mut ledger = Ledger::restore(records);
+            ledger.retain(|key, place| {
+                let mut feeds = feeds.iter();
+                feeds.any(|feed| feed.covers(&key.kind, place.namespace.as_deref()))
+            });
+            Ok((client, feeds, ledger, versions))
+        };
+        let (client, feeds, ledger, versions) = match self.stop.run_until_cancelled(begin).await {
+            None => return Ended::Stopped,
+            Some(Err(problem)) => return Ended::Problem(problem),
+            Some(Ok(begun)) => begun,
+        };
+        let watch = |(index, feed): (usize, &ObjectFeed)| {
+            let delivered = feed.watch(client.clone());
+            delivered.map(move |delivered| (index, delivered)).boxed()
+        };
+        let watches = stream::select_all(feeds.iter().enumerate().map(watch));
+        let events = EventPlan {
+            changes: self.plan.changes.clone(),
+            data: self.plan.data,
+            filter: self.filter.clone(),
+            source_uid: self.uid.clone(),
+        };
+        let following = Following {
+            runner: self,
+            work: ChangeQueue::new(ledger, events, self.counters.clone()),
+            feeds,
+            watches,
+            posts: FuturesUnordered::new(),
+            saves: FuturesUnordered::new(),
+            shards: versions_to_shards(versions),
+            broker_failure: None,
+            save_failure: None,
+            rejection: None,
+            last_event: None,
+        };
+        following.run(tokens).await
+    }
+}
+
+/// A shard of the records.
+struct ShardState {
+    version: Option<String>,
+    is_saving: bool,
+    /// Time at which collected records are saved.
+    due: Option<Instant>,
+    /// Time before which nothing is saved, after a failure.
+    not_before: Instant,
+    failures: u32,
+}
+
+fn versions_to_shards(versions: Versions) -> [ShardState; SHARDS] {
+    let mut versions = versions.into_iter();
+    array::from_fn(|_| ShardState {
+        version: versions.next().flatten(),
+        is_saving: false,
+        due: None,
+        not_before: Instant::now(),
+        failures: 0,
+    })
+}
+
+type Save = (usize, UnsavedRecords, Result<Option<String>, SaveError>);
+
+/// A Source that runs.
+struct Following<'a> {
+    runner: &'a Runner,
+    work: ChangeQueue,
+    feeds: Vec<ObjectFeed>,
+    watches: SelectAll<BoxStream<'static, (usize, WatchItem)>>,
+    posts: FuturesUnordered<BoxFuture<'static, (Pending, Posted)>>,
+    saves: FuturesUnordered<BoxFuture<'static, Save>>,
+    shards: [ShardState; SHARDS],
+    /// Since when the broker does not take events, and why.
+    broker_failure: Option<(Instant, Finding)>,
+    /// The same of saving.
+    save_failure: Option<(Instant, String)>,
+    /// Why the first event was rejected.
+    rejection: Option<String>,
+    last_event: Option<Timestamp>,
+}
+
+impl Following<'_> {
+    async fn run(mut self, tokens: &mut watch::Receiver<KnownTokens>) -> Ended {
+        let stop = &self.runner.stop;
+        let ended = loop {
+            self.begin_posts();
+            self.begin_saves(Instant::now());
+            self.tell();
+            if self.work.ledger.seen() > MAX_OBJECTS {
+                break Ended::Problem(too_many());
+            }
+            let due = self.next_due();
+            let step = tokio::select! {
+                () = stop.cancelled() => Err(Ended::Stopped),
+                Some((feed, delivered)) = self.watches.next(), if self.work.has_room() => {
+                    self.delivered(feed, delivered)
+                }
+                Some((pending, posted)) = self.posts.next() => {
+                    self.posted(pending, posted);
+                    Ok(())
+                }
+                Some(save) = self.saves.next() => self.saved(save),
+                Ok(()) = tokens.changed() => match &*tokens.borrow_and_update() {
+                    Some(Err(finding)) => Err(Ended::Problem(finding.clone())),
+                    _ => Ok(()),
+                },
+                () = tokio::time::sleep_until(due) => Ok(()),
+            };
+            if let Err(ended) = step {
+                break ended;
+            }
+        };
+        self.end().await;
+        ended
+    }
+
+    /// Takes what a watch delivers.
+    fn delivered(&mut self, index: usize, delivered: WatchItem) -> Result<(), Ended> {
+        let now = Timestamp::now();
+        let Some(feed) = self.feeds.get_mut(index) else {
+            return Ok(());
+        };
+        let work = &mut self.work;
+        match delivered {
+            Ok(watcher::Event::Init) => feed.listing = Some(Default::default()),
+            Ok(watcher::Event::InitApply(object)) => {
+                if let Some(object) = value(object).and_then(|object| work.read(&feed.names, object)) {
+                    work.exists(&feed.names, &feed.kind, &object, now);
+                    feed.listing
+                        .get_or_insert_default()
+                        .insert(object.uid.as_str().into());
+                }
+            }
+            Ok(watcher::Event::InitDone) => {
+                let listed = feed.listing.take().unwrap_or_default();
+                work.are_all(&feed.names, &feed.kind, feed.namespace.as_deref(), &listed, now);
+                feed.is_listed = true;
+                feed.works();
+            }
+            Ok(watcher::Event::Apply(object)) => {
+                feed.works();
+                if let Some(object) = value(object).and_then(|object| work.read(&feed.names, object)) {
+                    work.exists(&feed.names, &feed.kind, &object, now);
+                }
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                feed.works();
+                if let Some(object) = value(object).and_then(|object| work.read(&feed.names, object)) {
+                    work.is_gone(&feed.names, &feed.kind, &object, now);
+                }
+            }
+            Err(error) => {
+                let Runner { plan, namespace, .. } = self.runner;
+                match feed.failed(&error, &plan.account, namespace) {
+                    FeedFailure::Retried => {}
+                    FeedFailure::Unauthenticated => self.runner.renew.notify_one(),
+                    // Finds out how it is called now, if it is served.
+                    FeedFailure::UnknownKind => {
+                        let kind = &feed.names.kind;
+                        let message = format!("the cluster has no kind {kind} any more; retrying");
+                        return Err(Ended::Problem(Finding::bad("UnknownKind", message)));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_posts(&mut self) {
+        while self.posts.len() < IN_FLIGHT
+            && let Some(pending) = self.work.next()
+        {
+            self.post(pending, Duration::ZERO);
+        }
+        self.runner
+            .counters
+            .holds(self.work.pending(), self.work.ledger.len());
+    }
+
+    fn post(&self, pending: Pending, pause: Duration) {
+        let Runner {
+            shared, url, tokens, ..
+        } = self.runner;
+        let (shared, url, tokens) = (shared.clone(), url.clone(), tokens.clone());
+        let post = async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            let token = match &*tokens.borrow() {
+                Some(Ok(tokens)) => Some(tokens.broker.clone()),
+                _ => None,
+            };
+            let posted = match &pending.event {
+                Some(event) => shared.broker.post(&url, event, token).await,
+                None => Posted::Accepted, // nothing is to be told
+            };
+            (pending, posted)
+        };
+        self.posts.push(post.boxed());
+    }
+
+    fn posted(&mut self, mut pending: Pending, posted: Posted) {
+        let counters = &self.runner.counters;
+        match posted {
+            Posted::Accepted => {
+                counters.produced();
+                self.broker_failure = None;
+                self.last_event = Some(Timestamp::now());
+                self.work.settled(&pending.change);
+            }
+            Posted::Rejected(said) => {
+                counters.rejected();
+                self.broker_failure = None;
+                let (namespace, source, id) =
+                    (&self.runner.namespace, &self.runner.name, pending.change.id());
+                tracing::warn!(namespace, source, id, said, "an event is given up");
+                self.rejection.get_or_insert(said);
+                self.work.settled(&pending.change);
+            }
+            Posted::Refused {
+                problem,
+                after,
+                is_unauthenticated,
+            } => {
+                counters.refused();
+                let since = self
+                    .broker_failure
+                    .take()
+                    .map_or_else(Instant::now, |(since, _)| since);
+                self.broker_failure = Some((since, problem));
+                if is_unauthenticated {
+                    self.runner.renew.notify_one();
+                }
+                let pause = after.unwrap_or_else(|| pause(pending.failures));
+                pending.failures = pending.failures.saturating_add(1);
+                self.post(pending, pause);
+            }
+        }
+    }
+
+    fn begin_saves(&mut self, now: Instant) {
+        let collect = SAVE_EVERY + Duration::from_millis(self.work.ledger.len() as u64 / SHARDS as u64);
+        for shard in 0..SHARDS {
+            let state = &mut self.shards[shard];
+            if !self.work.ledger.is_unsaved(shard) || state.is_saving {
+                continue;
+            }
+            let due = *state.due.get_or_insert(now + collect);
+            let is_due = self.work.ledger.is_awaited(shard) || due <= now;
+            if is_due && state.not_before <= now && self.saves.len() < SAVES {
+                self.save(shard);
+            }
+        }
+    }
+
+    fn save(&mut self, shard: usize) {
+        let records = self.work.ledger.take_unsaved(shard);
+        let state = &mut self.shards[shard];
+        (state.is_saving, state.due) = (true, None);
+        let (memory, version) = (self.runner.memory.clone(), state.version.clone());
+        let save = async move {
+            let saved = memory.save(shard, version.as_deref(), &records).await;
+            (shard, records, saved)
+        };
+        self.saves.push(save.boxed());
+    }
+
+    fn saved(&mut self, (shard, records, saved): Save) -> Result<(), Ended> {
+        let state = &mut self.shards[shard];
+        state.is_saving = false;
+        match saved {
+            Ok(version) => {
+                (state.version, state.failures) = (version, 0);
+                self.save_failure = None;
+                self.work.ledger.saved(&records);
+                Ok(())
+            }
+            Err(SaveError::Conflict) => Err(Ended::Problem(Finding::bad(
+                "RecordsUnavailable",
+                SaveError::Conflict.to_string(),
+            ))),
+            Err(SaveError::Failed(problem)) => {
+                state.not_before = Instant::now() + pause(state.failures);
+                state.failures = state.failures.saturating_add(1);
+                let since = self
+                    .save_failure
+                    .take()
+                    .map_or_else(Instant::now, |(since, _)| since);
+                self.save_failure = Some((since, problem));
+                self.work.ledger.not_saved(shard, records);
+                Ok(())
+            }
+        }
+    }
+
+    /// Time at which something is to be done, at the latest.
+    fn next_due(&self) -> Instant {
+        let now = Instant::now();
+        let due = (0..SHARDS).filter_map(|shard| {
+            let state = &self.shards[shard];
+            let is_waiting =
+                self.work.ledger.is_unsaved(shard) && !state.is_saving && self.saves.len() < SAVES;
+            let due = match self.work.ledger.is_awaited(shard) {
+                true => now,
+                false => state.due?,
+            };
+            is_waiting.then_some(due.max(state.not_before))
+        });
+        // The status tells of failures after a while.
+        due.chain([now + TOLD_AFTER]).min().unwrap_or(now)
+    }
+
+    fn tell(&self) {
+        if let Some(finding) = self.finding() {
+            self.runner.tell(finding, self.last_event);
+        }
+    }
+
+    /// Whether the Source works; `None` while that is not known.
+    fn finding(&self) -> Option<Finding> {
+        if let Some(problem) = self.feeds.iter().find_map(ObjectFeed::problem) {
+            return Some(problem.clone());
+        }
+        if let Some((since, problem)) = &self.broker_failure
+            && since.elapsed() >= TOLD_AFTER
+        {
+            return Some(problem.clone());
+        }
+        if let Some((since, problem)) = &self.save_failure
+            && since.elapsed() >= TOLD_AFTER
+        {
+            let message = format!("weir sources cannot save its records of the objects: {problem}; retrying");
+            return Some(Finding::bad("RecordsUnavailable", message));
+        }
+        if !self.feeds.iter().all(|feed| feed.is_listed) {
+            return None;
+        }
+        if let Some(said) = &self.rejection {
+            let message = format!("events were rejected, and are given up; the first: {said}");
+            return Some(Finding::good("EventsRejected", message));
+        }
+        let kinds: BTreeSet<&str> = self.feeds.iter().map(|feed| feed.names.kind.as_str()).collect();
+        let kinds: Vec<_> = kinds.into_iter().collect();
+        Some(Finding::good(
+            "Connected",
+            format!("watches {}", kinds.join(", ")),
+        ))
+    }
+
+    /// Waits for events in flight, and saves what was told.
+    async fn end(mut self) {
+        self.watches.clear();
+        let last_events = async {
+            while let Some((pending, posted)) = self.posts.next().await {
+                if !matches!(posted, Posted::Refused { .. }) {
+                    self.posted(pending, posted);
+                }
+            }
+        };
+        drop(tokio::time::timeout(LAST_EVENTS, last_events).await);
+        let last_save = async {
+            loop {
+                for shard in 0..SHARDS {
+                    if self.work.ledger.is_unsaved(shard) && !self.shards[shard].is_saving {
+                        self.save(shard);
+                    }
+                }
+                let Some(save) = self.saves.next().await else {
+                    return;
+                };
+                let is_failed = matches!(save.2, Err(SaveError::Failed(_)));
+                if self.saved(save).is_err() {
+                    return; // somebody else has the records now
+                }
+                if is_failed {
+                    tokio::time::sleep(FIRST_PAUSE).await;
+                }
+            }
+        };
+        drop(tokio::time::timeout(LAST_SAVE, last_save).await);
+    }
+}
+
+/// Pause after this many failures before, with jitter.
+fn pause(failures: u32) -> Duration {
+    let ceiling = FIRST_PAUSE.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX));
+    ceiling.min(LONGEST_PAUSE).mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+fn too_many() -> Finding {
+    Finding::bad(
+        "TooManyObjects",
+        format!(
+            "more than {MAX_OBJECTS} objects match: select fewer by labelSelector, fieldSelector or namespaces, or use \
+             several Sources"
+        ),
+    )
+}
+
+/// The object as JSON. That of an API server always has a form.
+fn value(object: DynamicObject) -> Option<serde_json::Value> {
+    serde_json::to_value(object).ok()
+}

@@ -1,0 +1,597 @@
+//! Sources of kind kubernetes, with the real API server, router, controller and `weir sources`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    config::Kubeconfig,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::Weir,
+    controller::condition,
+    faults::kills,
+    sink_credentials::{await_reason, run_grant},
+    support::{Consumer, ControlPlane, Kubectl, PATIENCE, Process, Received, eventually, get, runtime},
+};
+
+/// What the chart gives `weir sources`, in its own namespace and in all.
+const RULES: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: weir-sources}
+rules:
+- {apiGroups: [weir.dev], resources: [sources], verbs: [list, watch]}
+- {apiGroups: [weir.dev], resources: [sources/status], verbs: [patch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: weir-sources}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: weir-sources}
+subjects: [{kind: ServiceAccount, name: weir-sources, namespace: default}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: weir-sources, namespace: default}
+rules:
+- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [create]}
+- {apiGroups: [coordination.k8s.io], resources: [leases], resourceNames: [weir-sources], verbs: [get, update]}
+- {apiGroups: [""], resources: [configmaps], verbs: [list, create, patch, delete]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: weir-sources, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: weir-sources}
+subjects: [{kind: ServiceAccount, name: weir-sources, namespace: default}]
+"#;
+
+/// What the Source's ServiceAccount may see, and that `weir sources` may use it.
+const VIEWER: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: viewer}
+rules: [{apiGroups: [""], resources: [configmaps, secrets], verbs: [list, watch]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: viewer}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: viewer}
+subjects: [{kind: ServiceAccount, name: viewer, namespace: NAMESPACE}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: viewer-token}
+rules: [{apiGroups: [""], resources: [serviceaccounts/token], resourceNames: [viewer], verbs: [create]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: viewer-token}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: viewer-token}
+subjects: [{kind: ServiceAccount, name: weir-sources, namespace: default}]
+"#;
+
+fn source(spec: &str) -> String {
+    format!(
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {{name: objects}}\nspec: {{kubernetes: {{serviceAccountName: \
+         viewer, {spec}}}}}\n"
+    )
+}
+
+const CONFIG_MAPS: &str = "resources: [{apiVersion: v1, kind: ConfigMap, labelSelector: tell=yes}]";
+
+/// A cluster with Weir, `weir sources`, and a namespace whose events a consumer gets in order by object.
+struct Setup {
+    plane: ControlPlane,
+    weir: Weir,
+    account: Kubectl,
+    sources: Process,
+    shop: Kubectl,
+    consumer: Consumer,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let plane = ControlPlane::start();
+        let account = plane.service_account("default", "weir-sources");
+        plane.admin().apply(RULES);
+        let weir = Weir::install(&plane, &[]);
+        let shop = plane.namespace("shop");
+        shop.run(["create", "serviceaccount", "viewer"]);
+        let consumer = Consumer::start();
+        shop.apply(&format!(
+            "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: all}}\nspec: {{sink: {{uri: '{}'}}, delivery: \
+             {{ordering: ByKey, backoffDelay: 20ms}}}}\n",
+            consumer.url()
+        ));
+        shop.wait_ready("trigger/all");
+        let sources = start_sources(&account, &weir);
+        Self {
+            plane,
+            weir,
+            account,
+            sources,
+            shop,
+            consumer,
+        }
+    }
+
+    /// The same, where the Source's ServiceAccount has its rights.
+    fn granted() -> Self {
+        let setup = Self::new();
+        setup
+            .shop
+            .apply(&VIEWER.replace("NAMESPACE", setup.shop.namespace()));
+        setup
+    }
+
+    fn restart_sources(&mut self) {
+        self.sources = start_sources(&self.account, &self.weir);
+    }
+
+    fn client(&self) -> Api<ConfigMap> {
+        runtime().block_on(async {
+            let kubeconfig = Kubeconfig::read_from(self.shop.kubeconfig()).unwrap();
+            let config = Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
+            let client = Client::try_from(config.unwrap()).unwrap();
+            Api::namespaced(client, self.shop.namespace())
+        })
+    }
+
+    /// Waits until the Source has this reason for being connected or not, and returns the message.
+    fn await_connected(&self, reason: &str) -> String {
+        eventually(PATIENCE * 3, || {
+            let connected = condition(&self.shop, "source/objects", "Connected");
+            match connected["reason"] == reason {
+                true => Ok(connected["message"].as_str().unwrap().to_owned()),
+                false => Err(format!("{connected}, not {reason}")),
+            }
+        })
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let metrics = get(&format!("http://{}/metrics", self.sources.address("admin"))).text();
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
+            .sum()
+    }
+
+    /// Every change that was seen has ended, and is counted once.
+    fn assert_accounted(&self) {
+        eventually(PATIENCE, || match self.metric("weir_sources_changes_pending") {
+            0 => Ok(()),
+            pending => Err(format!("{pending} changes are pending")),
+        });
+        let ended = [
+            "weir_sources_events_produced_total",
+            "weir_sources_changes_filtered_total",
+            "weir_sources_events_rejected_total",
+            "weir_sources_changes_failed_total",
+        ];
+        let ended: u64 = ended.iter().map(|name| self.metric(name)).sum();
+        assert_eq!(self.metric("weir_sources_changes_total"), ended);
+    }
+}
+
+fn start_sources(account: &Kubectl, weir: &Weir) -> Process {
+    start_sources_with(account, weir, &[])
+}
+
+fn start_sources_with(account: &Kubectl, weir: &Weir, more: &[&str]) -> Process {
+    let broker = format!("http://{}", weir.router.address("ingress"));
+    let arguments = ["sources", "--admin=127.0.0.1:0", "--broker-base-url", &broker];
+    Process::weir(arguments.iter().chain(more))
+        .env("KUBECONFIG", account.kubeconfig())
+        .start()
+}
+
+fn map(name: &str, label: &str, value: &str) -> ConfigMap {
+    serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {"tell": label}}, "data": {"value": value},
+    }))
+    .unwrap()
+}
+
+/// The word at the end of an event's type.
+fn kind(event: &Received) -> &str {
+    let kind = event.header("ce-type").unwrap();
+    kind.strip_prefix("dev.weir.kubernetes.").unwrap()
+}
+
+fn body(event: &Received) -> Value {
+    serde_json::from_slice(&event.body).unwrap()
+}
+
+/// The version of each object by its UID, as told; none of those that were told to be deleted.
+fn told(received: &[Received]) -> BTreeMap<String, String> {
+    let mut known = BTreeMap::new();
+    for event in received {
+        let uid = event.header("ce-partitionkey").unwrap().to_owned();
+        match kind(event) {
+            "deleted" => drop(known.remove(&uid)),
+            _ => {
+                let version = body(event)["metadata"]["resourceVersion"].clone();
+                known.insert(uid, version.as_str().unwrap().to_owned());
+            }
+        }
+    }
+    known
+}
+
+/// The version of each object by its UID, as the API server has it.
+fn stored(maps: &Api<ConfigMap>) -> BTreeMap<String, String> {
+    let listed = runtime().block_on(maps.list(&ListParams::default().labels("tell=yes")));
+    let listed = listed.unwrap().into_iter();
+    listed
+        .map(|map| (map.metadata.uid.unwrap(), map.metadata.resource_version.unwrap()))
+        .collect()
+}
+
+/// Waits until the consumer knows what is stored.
+fn await_told(setup: &Setup, maps: &Api<ConfigMap>) {
+    let stored = stored(maps);
+    eventually(PATIENCE * 4, || {
+        let told = setup.consumer.look(told);
+        let differ = stored
+            .iter()
+            .filter(|(name, version)| told.get(*name) != Some(version));
+        let differ: BTreeSet<_> = differ.map(|(name, _)| name).collect();
+        let more: BTreeSet<_> = told.keys().filter(|name| !stored.contains_key(*name)).collect();
+        match differ.is_empty() && more.is_empty() {
+            true => Ok(()),
+            false => Err(format!("not told: {differ:?}; told, but gone: {more:?}")),
+        }
+    });
+}
+
+#[test]
+fn changes_are_told_as_far_as_the_author_may_see() {
+    let setup = Setup::new();
+    let shop = &setup.shop;
+    shop.apply(&source(&format!(
+        "{CONFIG_MAPS}, events: [Added, Updated, Deleted]"
+    )));
+    let maps = setup.client();
+    runtime()
+        .block_on(maps.create(&PostParams::default(), &map("early", "yes", "1")))
+        .unwrap();
+
+    let message = setup.await_connected("TokenForbidden");
+    assert!(
+        message.contains("--serviceaccount=default:weir-sources"),
+        "{message}"
+    );
+    run_grant(shop, &message);
+    let message = setup.await_connected("Forbidden");
+    assert!(
+        message.contains("may not list and watch configmaps in namespace"),
+        "{message}"
+    );
+    assert!(setup.consumer.received().is_empty());
+    run_grant(shop, &message);
+    setup.await_connected("Connected");
+
+    let post = PostParams::default();
+    runtime().block_on(async {
+        maps.create(&post, &map("late", "yes", "1")).await.unwrap();
+        maps.create(&post, &map("other", "no", "1")).await.unwrap();
+        let patch = Patch::Merge(json!({"data": {"value": "2"}}));
+        maps.patch("late", &PatchParams::default(), &patch).await.unwrap();
+        maps.delete("early", &DeleteParams::default()).await.unwrap();
+    });
+    let received = setup.consumer.wait_for(4);
+    let seen: Vec<_> = received
+        .iter()
+        .map(|event| (event.header("ce-name").unwrap(), kind(event)))
+        .collect();
+    let of = |name| -> Vec<&str> {
+        seen.iter()
+            .filter(|(of, _)| *of == name)
+            .map(|(_, kind)| *kind)
+            .collect()
+    };
+    assert_eq!(of("early"), ["added", "deleted"], "{seen:?}");
+    assert_eq!(of("late"), ["added", "updated"], "{seen:?}");
+    let updated = received.iter().find(|event| kind(event) == "updated").unwrap();
+    let data = body(updated);
+    let uid = data["metadata"]["uid"].as_str().unwrap();
+    let version = data["metadata"]["resourceVersion"].as_str().unwrap();
+    let namespace = shop.namespace();
+    for (name, value) in [
+        ("ce-id", format!("{uid}.{version}")),
+        ("ce-source", format!("/api/v1/namespaces/{namespace}/configmaps")),
+        (
+            "ce-subject",
+            format!("/api/v1/namespaces/{namespace}/configmaps/late"),
+        ),
+        ("ce-kind", "ConfigMap".to_owned()),
+        ("ce-apiversion", "v1".to_owned()),
+        ("ce-namespace", namespace.to_owned()),
+        ("ce-partitionkey", uid.to_owned()),
+        ("content-type", "application/json".to_owned()),
+    ] {
+        assert_eq!(updated.header(name), Some(&*value), "{name}");
+    }
+    assert_eq!(data["data"]["value"], "2");
+    assert_eq!(data["metadata"].get("managedFields"), None);
+    setup.assert_accounted();
+
+    // What no longer matches is told as deleted, and the records go with the Source.
+    let patch = Patch::Merge(json!({"metadata": {"labels": {"tell": "no"}}}));
+    runtime()
+        .block_on(maps.patch("late", &PatchParams::default(), &patch))
+        .unwrap();
+    let received = setup.consumer.wait_for(5);
+    assert_eq!(kind(&received[4]), "deleted");
+    let admin = setup.plane.admin();
+    let records = || admin.run(["get", "configmaps", "-l", "weir.dev/source-uid", "-o", "name"]);
+    assert!(!records().is_empty());
+    shop.run(["delete", "source/objects"]);
+    eventually(PATIENCE * 2, || match records() {
+        none if none.is_empty() => Ok(()),
+        some => Err(some),
+    });
+}
+
+#[test]
+fn a_source_is_ready_while_weir_sources_runs() {
+    let mut setup = Setup::granted();
+    let shop = setup.shop.clone();
+    shop.apply(&source(CONFIG_MAPS));
+    await_reason(&shop, "source/objects", "SourcesDisabled");
+    setup.sources.terminate();
+    let lease = ["--sources-lease=weir-sources"];
+    setup.weir.restart_controller_with(&setup.plane, &lease);
+    await_reason(&shop, "source/objects", "SourcesNotRunning");
+    let lease = ["--lease=weir-sources"];
+    let mut first = start_sources_with(&setup.account, &setup.weir, &lease);
+    shop.wait_ready("source/objects");
+
+    // Another one stands by, and takes over.
+    let second = start_sources_with(&setup.account, &setup.weir, &lease);
+    let readiness = || get(&format!("http://{}/readyz", second.address("admin"))).text();
+    let await_readiness = |wanted: &str| {
+        eventually(PATIENCE, || match readiness() {
+            text if text.contains(wanted) => Ok(()),
+            text => Err(text),
+        });
+    };
+    await_readiness("waiting to lead");
+    assert!(first.terminate().success());
+    await_readiness("the Sources are known");
+    let maps = setup.client();
+    runtime()
+        .block_on(maps.create(&PostParams::default(), &map("a", "yes", "1")))
+        .unwrap();
+    setup.consumer.wait_for(1);
+    shop.wait_ready("source/objects");
+    let ready = condition(&shop, "source/objects", "Ready");
+    assert_eq!(ready["reason"], "Ready", "{ready}");
+
+    let role = shop.get("role/viewer");
+    shop.run(["delete", "role/viewer", "rolebinding/viewer-token"]);
+    drop(second);
+    setup.sources = start_sources_with(&setup.account, &setup.weir, &[]);
+    let message = await_reason(&shop, "source/objects", "NotConnected");
+    assert!(message.starts_with("TokenForbidden: "), "{message} {role}");
+}
+
+#[test]
+fn data_is_a_patch_or_a_reference_and_never_a_secret() {
+    let setup = Setup::granted();
+    let shop = &setup.shop;
+    let secret = |value: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: key}}\nstringData: {{token: s3cret-{value}}}\n"
+        )
+    };
+    shop.apply(&source(
+        "resources: [{apiVersion: v1, kind: Secret}, {apiVersion: v1, kind: ConfigMap, labelSelector: tell=yes}], data: Patch",
+    ));
+    setup.await_connected("Connected");
+    shop.apply(&secret("one"));
+    setup.consumer.wait_for(1);
+    shop.apply(&secret("two"));
+    let received = setup.consumer.wait_for(2);
+    for event in &received {
+        let text = String::from_utf8_lossy(&event.body);
+        assert!(!text.contains("s3cret") && !text.contains("czNjcmV0"), "{text}");
+    }
+    assert_eq!(
+        received[1].header("content-type"),
+        Some("application/merge-patch+json")
+    );
+    let maps = setup.client();
+    let patch = Patch::Merge(json!({"data": {"value": "2"}}));
+    runtime().block_on(async {
+        maps.create(&PostParams::default(), &map("a", "yes", "1"))
+            .await
+            .unwrap();
+        maps.patch("a", &PatchParams::default(), &patch).await.unwrap();
+    });
+    let received = setup.consumer.wait_for(4);
+    let patch = body(&received[3]);
+    assert_eq!(patch["data"], json!({"value": "2"}));
+    assert_eq!(patch.get("kind"), None);
+
+    shop.apply(&source(&format!("{CONFIG_MAPS}, data: Reference")));
+    eventually(PATIENCE, || {
+        let connected = condition(shop, "source/objects", "Connected");
+        let is_new = connected["observedGeneration"] == 2 && connected["status"] == "True";
+        is_new.then_some(()).ok_or_else(|| connected.to_string())
+    });
+    runtime()
+        .block_on(maps.delete("a", &DeleteParams::default()))
+        .unwrap();
+    let received = setup.consumer.wait_for(5);
+    let reference = body(&received[4]);
+    assert_eq!(
+        (&reference["name"], &reference["kind"]),
+        (&json!("a"), &json!("ConfigMap"))
+    );
+    assert_eq!(reference.get("metadata"), None);
+}
+
+#[test]
+fn what_changes_while_nobody_watches_is_told_once() {
+    const OBJECTS: usize = 1_000;
+    let mut setup = Setup::granted();
+    setup.shop.apply(&source(CONFIG_MAPS));
+    let maps = setup.client();
+    let post = PostParams::default();
+    let name = |number: usize| format!("object-{number:04}");
+    let each = |numbers: std::ops::Range<usize>, change: &(dyn Fn(usize) -> ChangeOfMap + Sync)| {
+        let changes = numbers.map(|number| {
+            let (maps, post, name) = (maps.clone(), post.clone(), name(number));
+            let change = change(number);
+            async move {
+                match change {
+                    ChangeOfMap::Create => drop(maps.create(&post, &map(&name, "yes", "1")).await.unwrap()),
+                    ChangeOfMap::Update => {
+                        let patch = Patch::Merge(json!({"data": {"value": "2"}}));
+                        maps.patch(&name, &PatchParams::default(), &patch).await.unwrap();
+                    }
+                    ChangeOfMap::Delete => {
+                        drop(maps.delete(&name, &DeleteParams::default()).await.unwrap());
+                    }
+                }
+            }
+        });
+        runtime().block_on(stream::iter(changes).buffer_unordered(20).collect::<Vec<_>>());
+    };
+    // 700 that exist, of which 400 are changed, some twice, and 300 deleted; and 300 new ones.
+    each(0..700, &|_| ChangeOfMap::Create);
+    setup
+        .consumer
+        .wait_until(PATIENCE * 4, |received| received.len() >= 700);
+    setup.assert_accounted();
+    assert!(setup.sources.terminate().success());
+    let before = setup.consumer.received().len();
+    assert_eq!(before, 700);
+    each(0..400, &|_| ChangeOfMap::Update);
+    each(400..700, &|_| ChangeOfMap::Delete);
+    each(700..OBJECTS, &|_| ChangeOfMap::Create);
+    setup.restart_sources();
+    await_told(&setup, &maps);
+    setup.assert_accounted();
+    let received = setup.consumer.received();
+    let after = &received[before..];
+    let count = |wanted| after.iter().filter(|event| kind(event) == wanted).count();
+    assert_eq!(
+        [count("updated"), count("deleted"), count("added")],
+        [400, 300, 300]
+    );
+    let ids: BTreeSet<_> = received
+        .iter()
+        .map(|event| event.header("ce-id").unwrap())
+        .collect();
+    assert_eq!(ids.len(), received.len(), "no event is repeated");
+
+    // Another start tells nothing.
+    assert!(setup.sources.terminate().success());
+    setup.restart_sources();
+    eventually(PATIENCE, || match setup.metric("weir_sources_connected") {
+        1 => Ok(()),
+        _ => Err("it does not watch yet".to_owned()),
+    });
+    setup.assert_accounted();
+    assert_eq!(setup.metric("weir_sources_changes_total"), 0);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum ChangeOfMap {
+    Create,
+    Update,
+    Delete,
+}
+
+/// Changes objects until told to stop, whatever becomes of the requests. Returns the number of requests that succeeded.
+async fn change_objects(maps: Api<ConfigMap>, stop: Arc<AtomicBool>) -> usize {
+    let mut changed = 0;
+    let mut number = 0_usize;
+    while !stop.load(Relaxed) {
+        number += 1;
+        let name = format!("object-{}", fastrand::usize(0..60));
+        let value = number.to_string();
+        let result = match fastrand::u8(0..10) {
+            0..3 => maps
+                .create(&PostParams::default(), &map(&name, "yes", &value))
+                .await
+                .map(drop),
+            3..8 => {
+                let patch = Patch::Merge(json!({"data": {"value": value}}));
+                maps.patch(&name, &PatchParams::default(), &patch).await.map(drop)
+            }
+            _ => maps.delete(&name, &DeleteParams::default()).await.map(drop),
+        };
+        match result {
+            Ok(()) => changed += 1,
+            Err(kube::Error::Api(_)) => {}
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+    changed
+}
+
+#[test]
+fn nothing_is_lost_when_processes_are_killed_again_and_again() {
+    let mut setup = Setup::granted();
+    setup.shop.apply(&source(CONFIG_MAPS));
+    setup.await_connected("Connected");
+    let maps = setup.client();
+    let stop = Arc::new(AtomicBool::new(false));
+    let changing = runtime().spawn(change_objects(maps.clone(), stop.clone()));
+    let more_events = |setup: &Setup, count: usize| {
+        let before = setup.consumer.look(<[Received]>::len);
+        setup
+            .consumer
+            .wait_until(PATIENCE * 4, |received| received.len() >= before + count);
+    };
+    let mut killed = [0; 3];
+    for round in 0..kills() * 3 {
+        // Some way into the work, at another moment each time.
+        more_events(&setup, 5 + fastrand::usize(0..40));
+        let victim = round as usize % 3;
+        killed[victim] += 1;
+        match victim {
+            0 => {
+                setup.sources.kill();
+                setup.restart_sources();
+            }
+            1 => setup.weir.kill_and_restart_router(),
+            _ => {
+                setup.plane.stop_api_server();
+                setup.plane.start_api_server();
+            }
+        }
+    }
+    more_events(&setup, 20);
+    stop.store(true, Relaxed);
+    let changed = runtime().block_on(changing).unwrap();
+    await_told(&setup, &maps);
+    setup.assert_accounted();
+    let received = setup.consumer.received();
+    let mut times = BTreeMap::<&str, usize>::new();
+    for event in &received {
+        *times.entry(event.header("ce-id").unwrap()).or_default() += 1;
+    }
+    let repeats = received.len() - times.len();
+    eprintln!(
+        "killed: weir sources {}, router {}, API server {}; {changed} changes, {} events, 0 final states lost, {repeats} repeats",
+        killed[0],
+        killed[1],
+        killed[2],
+        times.len()
+    );
+}
