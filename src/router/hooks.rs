@@ -176,7 +176,8 @@ impl HookServer {
 
     async fn store_within_quota(&self, broker: &str, record: Bytes) -> Result<(), Problem> {
         self.ingress.check_quota(broker, std::slice::from_ref(&record))?;
-        Ok(self.ingress.store(broker, &[record]).await?)
+        self.ingress.store(broker, &[record]).await?;
+        Ok(())
     }
 }
 

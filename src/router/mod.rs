@@ -178,6 +178,7 @@ pub async fn run(
         over_quota: over_quota.clone(),
         quotas: quotas.clone(),
         descendants,
+        conflicts: Mutex::default(),
         loops: Mutex::default(),
         audited: Mutex::default(),
     };

@@ -310,6 +310,11 @@ impl Task {
                         tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log does not take the event; trying again");
                     }
                 }
+                Err(error @ LogError::Conflict { .. }) => {
+                    counters.missed.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
+                    return self.settle(scheduled).await;
+                }
                 Err(LogError::TooLarge(reason)) => {
                     counters.missed.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(%namespace, source = %name, %scheduled, %reason, "missed a scheduled time: the event is too large for the event log");

@@ -2,6 +2,9 @@
 
 const MIB: u64 = 1024 * 1024;
 
+/// Approximate bytes of memory of a remembered id.
+const ID: u64 = 100;
+
 /// Limits of an [`EmbeddedLog`](super::EmbeddedLog) on its volume and memory.
 #[derive(Clone, Debug)]
 pub struct EmbeddedOptions {
@@ -20,6 +23,16 @@ pub struct EmbeddedOptions {
     /// Number of logs that get a keyspace of their own, at most 900. Later ones share a few; trimming these costs
     /// rewriting what is retained.
     pub own_keyspaces: u32,
+    /// Number of ids that brokers with deduplication remember together, at about 100 bytes of memory each. Beyond it,
+    /// the namespace that remembers most forgets its oldest.
+    pub max_ids: usize,
+}
+
+impl EmbeddedOptions {
+    /// Number of ids that can be remembered in so many bytes of memory.
+    pub fn ids_within(bytes: u64) -> usize {
+        usize::try_from(bytes / ID).unwrap_or(usize::MAX)
+    }
 }
 
 impl Default for EmbeddedOptions {
@@ -31,6 +44,7 @@ impl Default for EmbeddedOptions {
             tail_cache_bytes: 4 * 1024 * 1024,
             queue_bytes: 4 * 1024 * 1024,
             own_keyspaces: 800,
+            max_ids: 300_000,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Prometheus metrics of a router. The operator's documentation lists their names.
 
 mod certificate;
+mod deduplication;
 mod delivery;
 mod gauge;
 mod hooks;
@@ -20,8 +21,8 @@ use prometheus_client::{
 };
 
 use self::{
-    certificate::CertificateCollector, delivery::DeliveryCollector, gauge::gauge_value,
-    servers::ServerCollector,
+    certificate::CertificateCollector, deduplication::DeduplicationCollector, delivery::DeliveryCollector,
+    gauge::gauge_value, servers::ServerCollector,
 };
 use crate::{descriptors, log::LogProvider, ownership::Shards, server::ListenerTls};
 
@@ -80,6 +81,10 @@ impl Metrics {
             configuration.0.clone(),
         );
         registry.register_collector(Box::new(ServerCollector {
+            logs: logs.clone(),
+            shards: shards.clone(),
+        }));
+        registry.register_collector(Box::new(DeduplicationCollector {
             logs: logs.clone(),
             shards: shards.clone(),
         }));
@@ -207,6 +212,7 @@ mod tests {
         let append = Append {
             payloads: vec!["event".into()],
             accepted: jiff::Timestamp::now(),
+            unique: None,
         };
         let log = logs.open(&LogName::from_key("shop/default.dead-letters"));
         log.append(append).await.unwrap();
