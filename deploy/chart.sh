@@ -189,7 +189,7 @@ for kind in Ingress HTTPRoute; do
 done
 
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
-optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets sinkServiceAccounts brokerQuota brokerQuotaDefaults
+optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets sinkServiceAccounts brokerQuota brokerQuotaDefaults brokerDeduplication{,Defaults}
   addressables sharedNamespaces externalNameServices
   tracing.endpoint extraObjects
   {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,{startup,liveness,readiness}Probe}

@@ -57,6 +57,7 @@ impl Access {
         };
         let listed = configuration.policies.iter().filter_map(|policy| {
             let BrokerPolicy {
+                deduplication: _,
                 namespace,
                 name,
                 producers,

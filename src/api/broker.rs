@@ -68,12 +68,36 @@ pub struct BrokerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<BrokerQuota>,
 
+    /// Recognizes events that are sent again: one with the source and id of another that the broker remembers is not
+    /// stored a second time. Producers get 202 for a repeat, and 422 if the type, the data or another attribute differs.
+    /// Default: the installation's, which is off unless the operator has set another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deduplication: Option<BrokerDeduplication>,
+
     /// What happens to new events when quota.bytes or the namespace's share of an embedded log is used up. Reject:
     /// producers get 507. DropOldest: the oldest events are removed instead, whether Triggers have settled them or not;
     /// in a namespace that has used up its share, those of all its brokers with DropOldest. Ignored by routers with a
     /// log in JetStream. Default: the installation's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
+}
+
+/// For how long a broker remembers the source and id of its events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerDeduplication {
+    /// Time for which an event is remembered, at least. 0s turns deduplication off. Capped by the installation's limit;
+    /// the condition Ready says when. Default: the installation's, or else 10m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_duration")]
+    pub window: Option<DurationText>,
+
+    /// Number of the newest events that are remembered, at each router; older ones are forgotten even within the window.
+    /// Each takes about 100 bytes of a router's memory and 60 of the log. Capped like the window. Ignored by routers with a
+    /// log in JetStream. Default: the installation's, or else 100000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub events: Option<u32>,
 }
 
 /// What happens to new events when there is no room for them.

@@ -23,8 +23,8 @@ mod trigger;
 mod webhook;
 
 pub use broker::{
-    BasicCredentials, Broker, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus, Producer,
-    ProducerAccount, ProducerCertificate, WhenFull,
+    BasicCredentials, Broker, BrokerDeduplication, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus,
+    Producer, ProducerAccount, ProducerCertificate, WhenFull,
 };
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};

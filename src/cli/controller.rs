@@ -4,14 +4,18 @@ use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32, path::PathBuf
 
 use anyhow::Context as _;
 
-use super::{host::host_name, shutdown, units::Size};
+use super::{
+    host::host_name,
+    shutdown,
+    units::{self, Size},
+};
 use crate::controller::{
     self, ChannelOptions, ControllerOptions, Election, ProducerOptions, RouterAccount, TlsOptions,
 };
 use crate::{
     descriptors,
     resolve::ClusterReach,
-    routing::{InstallationQuotas, Quota, UnlistedBrokers},
+    routing::{DeduplicationSettings, InstallationDeduplication, InstallationQuotas, Quota, UnlistedBrokers},
 };
 
 /// Read timeout of the API server. A watch ends earlier because it requests one minute; the timeout catches lists
@@ -98,6 +102,26 @@ pub struct ControllerArgs {
     /// --broker-bytes.
     #[arg(long, env = "WEIR_BROKER_DEFAULT_BYTES", value_name = "SIZE")]
     pub broker_default_bytes: Option<Size>,
+
+    /// Maximum time for which a broker with deduplication remembers its events. A Broker's deduplication.window cannot
+    /// exceed it. Default: 7d.
+    #[arg(long, env = "WEIR_BROKER_DEDUPLICATION_WINDOW", value_name = "DURATION", value_parser = units::duration)]
+    pub broker_deduplication_window: Option<Duration>,
+
+    /// Maximum number of events that a broker with deduplication remembers at each router. A Broker's
+    /// deduplication.events cannot exceed it. Default: 1000000.
+    #[arg(long, env = "WEIR_BROKER_DEDUPLICATION_EVENTS", value_name = "EVENTS")]
+    pub broker_deduplication_events: Option<NonZeroU32>,
+
+    /// Time for which a broker remembers its events that has no Broker, or whose Broker sets no deduplication.window.
+    /// Default: no deduplication, unless a Broker has it.
+    #[arg(long, env = "WEIR_BROKER_DEFAULT_DEDUPLICATION_WINDOW", value_name = "DURATION", value_parser = units::duration)]
+    pub broker_default_deduplication_window: Option<Duration>,
+
+    /// Number of events that a broker with deduplication remembers at each router, if its Broker sets no
+    /// deduplication.events. Default: 100000.
+    #[arg(long, env = "WEIR_BROKER_DEFAULT_DEDUPLICATION_EVENTS", value_name = "EVENTS")]
+    pub broker_default_deduplication_events: Option<NonZeroU32>,
 
     /// Namespaces to watch, separated by commas. Events for other namespaces are rejected with 404. Default: all.
     #[arg(
@@ -220,6 +244,13 @@ impl ChannelArgs {
     }
 }
 
+fn deduplication(window: Option<Duration>, events: Option<NonZeroU32>) -> DeduplicationSettings {
+    DeduplicationSettings {
+        window,
+        events: events.map(|events| events.get().into()),
+    }
+}
+
 /// Runs a controller until it is told to stop. The API server is taken from the kubeconfig (KUBECONFIG or
 /// ~/.kube/config) or, in a pod, from the cluster.
 ///
@@ -239,6 +270,10 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         broker_default_events_per_second,
         broker_default_event_size,
         broker_default_bytes,
+        broker_deduplication_window,
+        broker_deduplication_events,
+        broker_default_deduplication_window,
+        broker_default_deduplication_events,
         watch_namespaces,
         allow_external_name_services,
         shared_namespaces,
@@ -275,6 +310,13 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
                 events_per_second: broker_default_events_per_second,
                 event_size: broker_default_event_size.map(|size| size.0),
                 bytes: broker_default_bytes.map(|size| size.0),
+            },
+            deduplication: InstallationDeduplication {
+                limits: deduplication(broker_deduplication_window, broker_deduplication_events),
+                defaults: deduplication(
+                    broker_default_deduplication_window,
+                    broker_default_deduplication_events,
+                ),
             },
         },
         broker_base_url,

@@ -27,6 +27,9 @@ use crate::{
     telemetry::Tracer,
 };
 
+/// Divisor of the memory budget that gives the memory, beside it, of the ids that brokers with deduplication remember.
+const IDS_DIVISOR: u64 = 4;
+
 /// Flags shared by `weir router` and `weir run`.
 #[derive(Debug, clap::Args)]
 pub struct LogArgs {
@@ -194,6 +197,7 @@ impl LogArgs {
             memory_budget,
             accept_empty_log,
         } = self;
+        let memory = memory_budget.map_or_else(MemoryBudget::default_bytes, |size| size.0);
         let (mut retained_bytes, mut dead_letter_bytes) = (retention_size.0, dead_letter_size.0);
         let mut max_retention = u64::MAX;
         let log = match engine {
@@ -201,6 +205,7 @@ impl LogArgs {
                 max_bytes: log_size.0,
                 share_percent: log_share,
                 reserve_bytes: disk_reserve.0,
+                max_ids: EmbeddedOptions::ids_within(memory / IDS_DIVISOR),
                 ..EmbeddedOptions::default()
             }),
             LogEngine::Jetstream => {
@@ -217,7 +222,6 @@ impl LogArgs {
             }
         };
         let services: BTreeMap<_, _> = service::by_name(services)?;
-        let memory = memory_budget.map_or_else(MemoryBudget::default_bytes, |size| size.0);
         Ok(RouterOptions {
             listen: Listeners {
                 hooks: listen_hooks,

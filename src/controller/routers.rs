@@ -273,6 +273,7 @@ impl Routers {
             brokers: _,
             policies,
             quota: _,
+            deduplication: _,
             triggers,
             sources,
             authorities: _,

@@ -239,7 +239,7 @@ impl AttemptPerformer {
             Some(Ok(replies)) => {
                 let stored = reply::store(
                     &self.intake,
-                    self.logs.events.name(),
+                    self.logs.events.name().broker(),
                     event,
                     &replies,
                     answer.context.as_ref(),

@@ -660,6 +660,7 @@ mod tests {
         let append = Append {
             payloads: vec![event.build().unwrap().to_record()],
             accepted: Timestamp::now(),
+            unique: None,
         };
         logs.events.append(append).await.unwrap();
         let (position, now) = (EventPosition::Log(Offset(0)), Instant::now());

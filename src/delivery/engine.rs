@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     destination::Client,
-    intake::{HeldRoom, Intake, MakeRoom, Shortage},
+    intake::{Deduplication, HeldRoom, Intake, MakeRoom, Shortage},
     log::{BrokerName, CheckpointKey, Checkpoints, LogError, LogProvider, Ownership},
     routing::RoutingTable,
     supervision::Supervisor,
@@ -112,6 +112,7 @@ impl Engine {
         ownership: Ownership,
         client: Client,
         options: DeliveryOptions,
+        deduplication: Arc<Deduplication>,
         supervisor: Supervisor,
         runtime: &runtime::Handle,
     ) -> Result<Arc<Self>, EngineError> {
@@ -159,6 +160,7 @@ impl Engine {
             room: Arc::default(),
             clock: StdMutex::default(),
             existing: Mutex::default(),
+            deduplication: deduplication.clone(),
         });
         let (stop, applied) = (CancellationToken::new(), Arc::default());
         let upkeep = Upkeep {
@@ -176,7 +178,7 @@ impl Engine {
                 .watch("the trimmer of the event log", upkeep.run()),
         );
         let spawner = Spawner {
-            intake: Intake::new(logs.clone(), trimmer.clone()),
+            intake: Intake::new(logs.clone(), trimmer.clone(), deduplication),
             logs,
             checkpoints,
             client,

@@ -7,7 +7,7 @@ use crate::{
     cloudevents::{Event, TraceContext},
     destination::{Replies, UnusableReply},
     intake::{self, Intake, MAX_HOPS, UsableRoom},
-    log::{LogError, LogName},
+    log::{BrokerName, LogError},
 };
 
 /// Outcome of a reply.
@@ -19,7 +19,7 @@ pub(super) enum ReplyOutcome {
     BeyondMaxHops,
     /// Not stored: too many events descend from the same one.
     BeyondMaxDescendants,
-    /// Not stored: not a valid event, or too large.
+    /// Not stored: not a valid event, too large, or with the source and id of another one.
     Invalid(String),
 }
 
@@ -30,7 +30,7 @@ pub(super) enum ReplyOutcome {
 /// Those of the log. When it is full, the delivery has to be retried.
 pub(super) async fn store(
     intake: &Intake,
-    log: &LogName,
+    broker: &BrokerName,
     delivered: &Event,
     replies: &Replies,
     context: Option<&TraceContext>,
@@ -47,7 +47,12 @@ pub(super) async fn store(
     };
     let count = records.len();
     if count > 0 {
-        intake.settle(log, records, room).await?;
+        match intake.settle(broker, &records, room).await {
+            Err(conflict @ LogError::Conflict { .. }) => {
+                return Ok(ReplyOutcome::Invalid(conflict.to_string()));
+            }
+            settled => settled?,
+        };
     }
     counted.keep();
     Ok(ReplyOutcome::Stored(count))
@@ -103,7 +108,7 @@ mod tests {
     async fn replies_beyond_the_maximum_of_descendants_are_not_stored() {
         let directory = tempfile::tempdir().unwrap();
         let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
-        let (intake, broker) = (Intake::without_room(log.clone()), LogName::from_key("a/b"));
+        let (intake, broker) = (Intake::without_room(log.clone()), BrokerName::from("a/b"));
         let client = client();
         let origin = event(None).with_lineage(Lineage::of_origin(7));
         let descendants = Descendants::default();
@@ -142,7 +147,7 @@ mod tests {
     async fn replies_count_hops_up_to_the_maximum() {
         let directory = tempfile::tempdir().unwrap();
         let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
-        let (intake, broker) = (Intake::without_room(log.clone()), LogName::from_key("a/b"));
+        let (intake, broker) = (Intake::without_room(log.clone()), BrokerName::from("a/b"));
         let client = client();
         let table = [
             (None, Some("1")),

@@ -28,7 +28,7 @@ use super::{
     wall_clock::{self, WallClock},
 };
 use crate::{
-    intake::{HeldRoom, MakeRoom, Shortage},
+    intake::{Deduplication, HeldRoom, MakeRoom, Shortage},
     log::{BrokerName, Capacity, Log, LogBounds, LogError, LogName, LogProvider, NamespaceShare, Offset},
     routing::{BrokerPolicy, ExistingBrokers, Quota, RoutingTable, WhenFull},
 };
@@ -40,6 +40,9 @@ pub(super) const PORTION: u64 = 8;
 /// Pause between two trims of a full volume. The space of removed events becomes free with a delay; until then,
 /// removing more does not help.
 const VOLUME_PAUSE: Duration = Duration::from_secs(10);
+
+/// Difference between the clocks of this router and of the servers of a log that is allowed for.
+const CLOCK_DIFFERENCE: Duration = Duration::from_secs(60);
 
 /// Timeout for a new event that waits for room.
 pub(super) const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,6 +75,7 @@ pub(super) struct Trimmer {
     pub(super) clock: StdMutex<WallClock>,
     /// Brokers of the routing table. Locked while a table is being applied.
     pub(super) existing: Mutex<ExistingBrokers>,
+    pub(super) deduplication: Arc<Deduplication>,
 }
 
 /// Room that is wanted in a share.
@@ -143,6 +147,7 @@ impl Trimmer {
             trimmed?;
         }
         if wanting.is_empty() {
+            self.forget_ids(now).await?;
             self.give_back_places().await?;
         }
         // Delivered events make room for dead letters and replies, even if no new event asks for any.
@@ -177,6 +182,21 @@ impl Trimmer {
             self.free_in_log(capacity, &mut volume, wanting).await?;
         }
         Ok(())
+    }
+
+    /// Forgets ids that are outside of the windows of their brokers, and all of brokers that are gone.
+    async fn forget_ids(&self, now: Option<Timestamp>) -> Result<(), LogError> {
+        if !self.deduplication.is_set() {
+            return Ok(());
+        }
+        let remembered = self.logs.remembered_ids();
+        let existing = self.existing.lock().await;
+        let brokers = remembered.into_iter().map(|(broker, _)| broker);
+        let brokers = brokers.filter(|broker| existing.has(broker.namespace(), broker.name()));
+        let windows = brokers.filter_map(|broker| Some((self.deduplication.window_of(&broker)?, broker)));
+        let windows = windows.map(|(window, broker)| (broker, window)).collect();
+        drop(existing);
+        self.logs.forget_ids(windows, now).await
     }
 
     /// Trims one log. An error there does not stop the others, unless it is fatal.
@@ -270,10 +290,21 @@ impl Trimmer {
         };
         let unsettled = holds.unsettled(broker, bounds);
         let before = retention::trim_before(bounds, bytes, retention.bytes, too_old, unsettled);
+        let before = match self.window_held_by_records(broker) {
+            Some(window) => before.min(first_within(log, window, now, bounds).await?),
+            None => before,
+        };
         if before > bounds.first || !log.is_trimmed() {
             log.trim(before).await?;
         }
         Ok(())
+    }
+
+    /// Time for which events have to be retained, so that repeats of them are recognized.
+    fn window_held_by_records(&self, broker: &BrokerName) -> Option<Duration> {
+        let window = self.deduplication.window_of(broker)?;
+        let is_held = self.logs.remembers_by_records();
+        is_held.then(|| window.age.saturating_add(CLOCK_DIFFERENCE))
     }
 
     async fn trim_letters(
@@ -653,6 +684,7 @@ mod tests {
             room: Arc::default(),
             clock: StdMutex::default(),
             existing: Mutex::default(),
+            deduplication: Arc::default(),
         }
     }
 

@@ -1,9 +1,11 @@
 //! The only way into the logs. Stores new events for the ingress and for Sources, and replies and dead letters for
-//! delivery. It decides how much of the log's capacity each of them may use, ends loops (`descendants.rs`), and
-//! encodes batches without blocking other tasks.
+//! delivery. It decides how much of the log's capacity each of them may use, recognizes repeats (`deduplication.rs`), ends
+//! loops (`descendants.rs`), and encodes batches without blocking other tasks.
 
+mod deduplication;
 mod descendants;
 
+pub use deduplication::{Deduplication, DeduplicationCounts, IdWindows, NOT_COMPARED};
 pub use descendants::{Admission, Beyond, Counted, Descendants, HOPS, MAX_DESCENDANTS, MAX_HOPS, next};
 
 use std::sync::Arc;
@@ -12,7 +14,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 
-use crate::log::{Append, BrokerName, LogError, LogName, LogProvider, Offset};
+use self::deduplication::DistinctRecords;
+use crate::log::{Append, Appended, BrokerName, LogError, LogName, LogProvider, Offset};
 
 /// Number of events of a batch after which encoding yields to other tasks.
 const EVENTS_AT_ONCE: usize = 256;
@@ -72,6 +75,7 @@ pub trait MakeRoom: Send + Sync {
 pub struct Intake {
     logs: Arc<dyn LogProvider>,
     room: Arc<dyn MakeRoom>,
+    deduplication: Arc<Deduplication>,
 }
 
 /// Part of the log's capacity that may be used.
@@ -86,12 +90,20 @@ pub enum UsableRoom {
 
 impl Intake {
     /// Creates an intake for these logs; `room` makes room when they are full.
-    pub fn new(logs: Arc<dyn LogProvider>, room: Arc<dyn MakeRoom>) -> Self {
-        Self { logs, room }
+    pub fn new(
+        logs: Arc<dyn LogProvider>,
+        room: Arc<dyn MakeRoom>,
+        deduplication: Arc<Deduplication>,
+    ) -> Self {
+        Self {
+            logs,
+            room,
+            deduplication,
+        }
     }
 
-    /// Stores new events of a broker as one commit, within the broker's quota. If the log is full, makes room and
-    /// retries once.
+    /// Stores new events of a broker as one commit, within the broker's quota. Leaves out repeats, if the broker has
+    /// deduplication. If the log is full, makes room and retries once.
     ///
     /// # Errors
     /// As [`Log::append`](crate::log::Log::append), and [`LogError::BrokerQuota`].
@@ -100,17 +112,52 @@ impl Intake {
         broker: &BrokerName,
         records: &[Bytes],
         accepted: Timestamp,
-    ) -> Result<Offset, LogError> {
+    ) -> Result<Appended, LogError> {
         let bytes = records.iter().map(|record| record.len() as u64).sum();
         let _held = self.room.hold_room(broker, bytes).await?;
         let log = self.logs.open(&LogName::Events(broker.clone()));
-        let append = || {
-            log.append(Append {
+        let append = |append| log.append(append);
+        self.append(broker, records, accepted, async |appending| {
+            self.with_room(broker, || append(appending.clone())).await
+        })
+        .await
+    }
+
+    /// Appends the records that are no repeats, if the broker has deduplication. Counts the others.
+    async fn append(
+        &self,
+        broker: &BrokerName,
+        records: &[Bytes],
+        accepted: Timestamp,
+        store: impl AsyncFnOnce(Append) -> Result<Appended, LogError>,
+    ) -> Result<Appended, LogError> {
+        let Some(window) = self.deduplication.window_of(broker) else {
+            let append = Append {
                 payloads: records.to_vec(),
                 accepted,
-            })
+                unique: None,
+            };
+            return store(append).await;
         };
-        self.with_room(broker, append).await
+        let stored = async {
+            let distinct = DistinctRecords::of(records, window, accepted)?;
+            let append = Append {
+                payloads: distinct.records.clone(),
+                accepted,
+                unique: Some(distinct.unique.clone()),
+            };
+            let appended = store(append).await;
+            let Appended { first, repeats } = appended.map_err(|error| distinct.in_request(error))?;
+            let repeats = repeats + records.len() - distinct.records.len();
+            Ok(Appended { first, repeats })
+        };
+        let stored = stored.await;
+        match &stored {
+            Ok(appended) => self.deduplication.count_repeats(broker, appended.repeats),
+            Err(LogError::Conflict { .. }) => self.deduplication.count_conflict(broker),
+            Err(_) => {}
+        }
+        stored
     }
 
     /// Stores a new event that another router may store as well: see
@@ -126,21 +173,19 @@ impl Intake {
         accepted: Timestamp,
     ) -> Result<Offset, LogError> {
         let log = self.logs.open(&LogName::Events(broker.clone()));
-        let append = || {
-            let append = Append {
-                payloads: vec![record.clone()],
-                accepted,
-            };
-            log.append_once(id, append)
-        };
-        self.with_room(broker, append).await
+        let append = |append| log.append_once(id, append);
+        let records = std::slice::from_ref(record);
+        let appended = self.append(broker, records, accepted, async |appending| {
+            self.with_room(broker, || append(appending.clone())).await
+        });
+        Ok(appended.await?.first)
     }
 
     async fn with_room<'a>(
         &self,
         broker: &BrokerName,
-        append: impl Fn() -> BoxFuture<'a, Result<Offset, LogError>>,
-    ) -> Result<Offset, LogError> {
+        append: impl Fn() -> BoxFuture<'a, Result<Appended, LogError>>,
+    ) -> Result<Appended, LogError> {
         let appended = append().await;
         let Some(shortage) = appended.as_ref().err().and_then(Shortage::of) else {
             return appended;
@@ -154,25 +199,25 @@ impl Intake {
         }
     }
 
-    /// Stores replies, which settle an event, as one commit. Does not make room: if the log is full, the delivery is
-    /// retried.
+    /// Stores replies, which settle an event of the broker, as one commit. Leaves out repeats, if the broker has
+    /// deduplication. Does not make room: if the log is full, the delivery is retried.
     ///
     /// # Errors
     /// As [`Log::append`](crate::log::Log::append).
     pub async fn settle(
         &self,
-        log: &LogName,
-        records: Vec<Bytes>,
+        broker: &BrokerName,
+        records: &[Bytes],
         room: UsableRoom,
     ) -> Result<Offset, LogError> {
-        let append = Append {
-            payloads: records,
-            accepted: Timestamp::now(),
-        };
-        match self.logs.capacity().filter(|_| room == UsableRoom::Reserve) {
-            Some(capacity) => capacity.append_to_settle(log, append).await,
-            None => self.logs.open(log).append(append).await,
-        }
+        let log = LogName::Events(broker.clone());
+        let appended = self.append(broker, records, Timestamp::now(), async |append| {
+            match self.logs.capacity().filter(|_| room == UsableRoom::Reserve) {
+                Some(capacity) => capacity.append_to_settle(&log, append).await,
+                None => self.logs.open(&log).append(append).await,
+            }
+        });
+        Ok(appended.await?.first)
     }
 
     /// Stores a dead letter, which settles an event. The next owner of its shard may store it as well: see
@@ -190,11 +235,13 @@ impl Intake {
         let append = Append {
             payloads: vec![letter],
             accepted: Timestamp::now(),
+            unique: None,
         };
-        match self.logs.capacity().filter(|_| room == UsableRoom::Reserve) {
+        let appended = match self.logs.capacity().filter(|_| room == UsableRoom::Reserve) {
             Some(capacity) => capacity.append_to_settle(log, append).await,
             None => self.logs.open(log).append_once(id, append).await,
-        }
+        };
+        Ok(appended?.first)
     }
 }
 
@@ -212,7 +259,7 @@ impl Intake {
                 Box::pin(async { Ok(false) })
             }
         }
-        Self::new(logs, Arc::new(NoRoom))
+        Self::new(logs, Arc::new(NoRoom), Arc::default())
     }
 }
 
@@ -268,7 +315,8 @@ mod tests {
             let is_full = operation == Operation::Append && !made.made.load(Relaxed);
             is_full.then(|| LogError::Full("no room".to_owned()))
         });
-        (Intake::new(Arc::new(logs.clone()), room.clone()), room, logs)
+        let intake = Intake::new(Arc::new(logs.clone()), room.clone(), Arc::default());
+        (intake, room, logs)
     }
 
     #[tokio::test]
@@ -287,8 +335,8 @@ mod tests {
     #[tokio::test]
     async fn settling_does_not_request_room() {
         let (intake, room, _) = full(true);
-        let log = LogName::DeadLetters("shop/orders".into());
-        let settled = intake.settle(&log, vec![Bytes::new()], UsableRoom::Common).await;
+        let broker = "shop/orders".into();
+        let settled = intake.settle(&broker, &[Bytes::new()], UsableRoom::Common).await;
         assert!(matches!(settled, Err(LogError::Full(_))), "{settled:?}");
         assert_eq!(room.asked.load(Relaxed), 0);
     }

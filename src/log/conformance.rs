@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use tokio::sync::watch;
 
 use super::{
-    Append, CheckpointKey, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, Ownership, ReadLimit,
+    Append, Appended, CheckpointKey, EventIdentity, IdWindow, LogBounds, LogError, LogName, LogProvider,
+    LogRecord, Offset, Ownership, ReadLimit, Unique,
 };
 
 /// Logs that can be opened, dropped, and opened again.
@@ -50,7 +51,34 @@ type Answer<T> = BoxFuture<'static, Result<T, LogError>>;
 pub(crate) trait ByKey: LogProvider {
     fn append(&self, log: &str, payloads: Vec<Bytes>, accepted: Timestamp) -> Answer<Offset> {
         let log = LogProvider::open(self, &LogName::from_key(log));
-        Box::pin(async move { log.append(Append { payloads, accepted }).await })
+        Box::pin(async move {
+            let append = Append {
+                payloads,
+                accepted,
+                unique: None,
+            };
+            Ok(log.append(append).await?.first)
+        })
+    }
+
+    /// Appends records, each with a key and a digest, which is also its payload.
+    fn append_unique(&self, log: &str, records: &[(u8, u64)], millis: i64) -> Answer<Appended> {
+        let log = LogProvider::open(self, &LogName::from_key(log));
+        let identities = records.iter().map(|(key, digest)| EventIdentity {
+            key: [*key; 16],
+            digest: *digest,
+        });
+        // Each record of its own is unlike any other, as those of events are.
+        let payload = |(key, digest): &(u8, u64)| format!("{key} {digest} {}", fastrand::u64(..)).into();
+        let append = Append {
+            payloads: records.iter().map(payload).collect(),
+            accepted: at(millis),
+            unique: Some(Unique {
+                identities: identities.collect(),
+                window: WINDOW,
+            }),
+        };
+        Box::pin(async move { log.append(append).await })
     }
 
     fn settle<'a>(
@@ -62,9 +90,12 @@ pub(crate) trait ByKey: LogProvider {
         let name = LogName::from_key(log);
         Box::pin(async move {
             let capacity = self.capacity().unwrap();
-            capacity
-                .append_to_settle(&name, Append { payloads, accepted })
-                .await
+            let append = Append {
+                payloads,
+                accepted,
+                unique: None,
+            };
+            Ok(capacity.append_to_settle(&name, append).await?.first)
         })
     }
 
@@ -150,6 +181,9 @@ macro_rules! conformance {
             a_reader_follows_the_writers
             usage_is_of_retained_payloads
             large_records_are_stored
+            repeats_are_not_stored
+            concurrent_repeats_are_stored_once
+            repeats_of_trimmed_records_are_known
         }
     };
     (@each $subject:expr, $($behaviour:ident)*) => {
@@ -166,6 +200,12 @@ pub(crate) use conformance;
 pub(crate) const ALL: ReadLimit = ReadLimit {
     records: usize::MAX,
     bytes: usize::MAX,
+};
+
+/// Window of the appends without repeats.
+pub(crate) const WINDOW: IdWindow = IdWindow {
+    age: Duration::from_secs(600),
+    events: 1000,
 };
 
 /// A time, in milliseconds after an arbitrary one.
@@ -538,6 +578,95 @@ pub(crate) async fn large_records_are_stored(subject: impl Tested) {
     let records = log.read("n/b", Offset(0), limit).await.unwrap();
     assert_eq!(offsets(&records), [0, 1]);
     assert!(records.iter().all(|record| record.payload == large));
+}
+
+/// Keys and digests of the retained records.
+async fn stored_ids(log: &impl LogProvider, key: &str) -> Vec<String> {
+    let records = log.read(key, Offset(0), ALL).await.unwrap();
+    let text = |record: LogRecord| String::from_utf8(record.payload.to_vec()).unwrap();
+    let texts = records.into_iter().map(text);
+    texts
+        .map(|text| text.rsplit_once(' ').unwrap().0.to_owned())
+        .collect()
+}
+
+pub(crate) async fn repeats_are_not_stored(subject: impl Tested) {
+    let mut log = subject.open().await;
+    let stored = |first, repeats| Appended {
+        first: Offset(first),
+        repeats,
+    };
+    let appended = log.append_unique("n/b", &[(1, 1), (2, 1)], 0).await.unwrap();
+    assert_eq!(appended, stored(0, 0));
+    for _ in 0..2 {
+        let repeated = log.append_unique("n/b", &[(2, 1)], 5).await.unwrap();
+        assert_eq!(repeated.repeats, 1);
+        let repeated = log.append_unique("n/b", &[(1, 1), (2, 1)], 5).await.unwrap();
+        assert_eq!(repeated.repeats, 2);
+        log = reopened(&subject, log).await;
+    }
+    let appended = log.append_unique("n/b", &[(1, 1), (3, 1), (2, 1)], 9).await;
+    assert_eq!(appended.unwrap(), stored(2, 2));
+    // The same key with another digest.
+    for (records, expected) in [(&[(3, 2)][..], 0), (&[(2, 1), (3, 2)], 1)] {
+        let conflict = log.append_unique("n/b", records, 10).await;
+        let Err(LogError::Conflict { index, accepted }) = conflict else {
+            panic!("{conflict:?}");
+        };
+        assert_eq!((index, accepted), (expected, at(9)));
+    }
+    // Without identities nothing is compared.
+    log.append("n/b", payloads(&["4 1 x"]), at(11)).await.unwrap();
+    let other = log.append_unique("n/c", &[(1, 2)], 12).await.unwrap();
+    assert_eq!(other, stored(0, 0), "another broker");
+    assert_eq!(stored_ids(&log, "n/b").await, ["1 1", "2 1", "3 1", "4 1"]);
+    assert_eq!(log.usage().len(), 2, "{:?}", log.usage());
+}
+
+async fn reopened<T: Tested>(subject: &T, log: T::Logs) -> T::Logs {
+    drop(log);
+    subject.open().await
+}
+
+pub(crate) async fn concurrent_repeats_are_stored_once(subject: impl Tested) {
+    let log = subject.open().await;
+    let requests = (0..60_u8).map(|number| {
+        let (one, other) = (number % 10, 10 + number % 7);
+        let records = match number % 3 {
+            0 => vec![(one, 1)],
+            1 => vec![(one, 1), (other, 1)],
+            _ => vec![(other, 1), (other + 100, 1), (one, 1)],
+        };
+        let requested = log.append_unique("n/b", &records, 0);
+        async move { (records.len(), requested.await.unwrap().repeats) }
+    });
+    let answers = futures::future::join_all(requests).await;
+    let (requested, repeats) = answers.into_iter().fold((0, 0), |(all, of), (records, repeats)| {
+        (all + records, of + repeats)
+    });
+    let mut stored = stored_ids(&log, "n/b").await;
+    assert_eq!(stored.len(), requested - repeats);
+    stored.sort();
+    let before = stored.len();
+    stored.dedup();
+    assert_eq!(stored.len(), before, "an event is stored twice");
+    assert_eq!(stored.len(), 10 + 7 + 7);
+}
+
+pub(crate) async fn repeats_of_trimmed_records_are_known(subject: impl Tested) {
+    let log = subject.open().await;
+    log.append_unique("n/b", &[(1, 1), (2, 1)], 0).await.unwrap();
+    log.trim("n/b", Offset(2)).await.unwrap();
+    let repeated = log.append_unique("n/b", &[(1, 1), (3, 1)], 1).await.unwrap();
+    assert_eq!((repeated.first, repeated.repeats), (Offset(2), 1));
+    if !log.remembers_by_records() {
+        let log = reopened(&subject, log).await;
+        let repeated = log
+            .append_unique("n/b", &[(1, 1), (2, 1), (4, 1)], 1)
+            .await
+            .unwrap();
+        assert_eq!((repeated.first, repeated.repeats), (Offset(3), 2));
+    }
 }
 
 /// A step of the model test.

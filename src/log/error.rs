@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
+
 /// Errors of a log.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
@@ -23,6 +25,14 @@ pub enum LogError {
     /// A record or a batch exceeds the maximum size, even for an empty log.
     #[error("too large for the event log: {0}")]
     TooLarge(String),
+    /// A record has the key of another one that is remembered, and is not a repeat of it. Nothing was stored.
+    #[error("another event with its source and id was stored at {accepted}")]
+    Conflict {
+        /// Index of the record among those to append.
+        index: usize,
+        /// Time of acceptance of the other record.
+        accepted: Timestamp,
+    },
     /// The storage failed. It is not used again, because its state after a failed fsync is unknown.
     #[error("the event log failed and is closed: {0}")]
     Failed(String),

@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
-    Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError,
-    LogHealth, LogName, LogProvider, LogRecord, NamespaceShare, Offset, Ownership, Partition, ReadLimit,
+    Append, Appended, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, EventIdentity, Log,
+    LogBounds, LogError, LogHealth, LogName, LogProvider, LogRecord, NamespaceShare, Offset, Ownership,
+    Partition, ReadLimit, Unique,
 };
 
 /// An operation that a [`Fault`] may prevent.
@@ -51,6 +52,8 @@ struct Records {
     first: u64,
     retained: Vec<LogRecord>,
     last_accepted: Option<Timestamp>,
+    /// Digest and time by key. It forgets none.
+    ids: BTreeMap<[u8; 16], (u64, Timestamp)>,
     end: watch::Sender<Offset>,
 }
 
@@ -60,6 +63,28 @@ impl Records {
             first: Offset(self.first),
             next: Offset(self.first).plus(self.retained.len() as u64),
         }
+    }
+
+    fn without_repeats(
+        &mut self,
+        payloads: Vec<Bytes>,
+        unique: Unique,
+        accepted: Timestamp,
+    ) -> Result<Vec<Bytes>, LogError> {
+        let mut new = Vec::new();
+        for (index, EventIdentity { key, digest }) in unique.identities.iter().enumerate() {
+            match self.ids.get(key) {
+                None => new.push((*key, (*digest, accepted), payloads[index].clone())),
+                Some((known, _)) if known == digest => {}
+                Some((_, accepted)) => {
+                    let accepted = *accepted;
+                    return Err(LogError::Conflict { index, accepted });
+                }
+            }
+        }
+        let remembered = new.iter().map(|(key, known, _)| (*key, *known));
+        self.ids.extend(remembered);
+        Ok(new.into_iter().map(|(_, _, payload)| payload).collect())
     }
 
     fn bytes(&self) -> u64 {
@@ -188,7 +213,7 @@ impl Capacity for MemoryLogs {
         &'a self,
         log: &'a LogName,
         append: Append,
-    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+    ) -> BoxFuture<'a, Result<Appended, LogError>> {
         let log = self.open(log);
         Box::pin(async move { log.append(append).await })
     }
@@ -217,9 +242,18 @@ impl Log for MemoryLog {
         Partition::WHOLE
     }
 
-    fn append(&self, Append { payloads, accepted }: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, LogError>> {
+        let Append {
+            mut payloads,
+            accepted,
+            unique,
+        } = append;
         Box::pin(async move {
             self.with(Operation::Append, |records| {
+                let before = payloads.len();
+                if let Some(unique) = unique {
+                    payloads = records.without_repeats(payloads, unique, accepted)?;
+                }
                 let first = records.bounds().next;
                 let millis = accepted.as_nanosecond().div_euclid(1_000_000);
                 let accepted = Timestamp::from_millisecond(i64::try_from(millis).unwrap()).unwrap();
@@ -240,8 +274,11 @@ impl Log for MemoryLog {
                 records
                     .end
                     .send_if_modified(|end| std::mem::replace(end, next) != next);
-                first
-            })
+                Ok(Appended {
+                    first,
+                    repeats: before - (next.0 - first.0) as usize,
+                })
+            })?
         })
     }
 

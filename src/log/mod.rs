@@ -30,6 +30,7 @@ mod checkpoint;
 pub mod embedded;
 mod error;
 mod health;
+mod identity;
 pub mod jetstream;
 mod name;
 mod offset;
@@ -45,6 +46,7 @@ pub(crate) mod memory;
 pub use checkpoint::{CheckpointChange, CheckpointKey, Checkpoints, Epoch};
 pub use error::LogError;
 pub use health::{LogHealth, StreamHealth};
+pub use identity::{EventIdentity, IdWindow, RememberedIds, Unique};
 pub use name::{BrokerName, LogName};
 pub use offset::Offset;
 pub use partition::Partition;
@@ -96,6 +98,17 @@ pub struct Append {
     pub payloads: Vec<Bytes>,
     /// Time of acceptance.
     pub accepted: Timestamp,
+    /// Identities of the records, if those that are repeats are not to be stored.
+    pub unique: Option<Unique>,
+}
+
+/// Result of an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Offset of the first record that was stored; the end of the log if none was.
+    pub first: Offset,
+    /// Number of records that were not stored, because they are repeats of records that are durable by now.
+    pub repeats: usize,
 }
 
 /// Opens logs and checkpoints.
@@ -113,6 +126,30 @@ pub trait LogProvider: Send + Sync + 'static {
     /// The capacity shared by all logs, if the provider has one.
     fn capacity(&self) -> Option<&dyn Capacity> {
         None
+    }
+
+    /// The ids that each broker with deduplication remembers, as last seen, if the provider knows.
+    fn remembered_ids(&self) -> Vec<(BrokerName, RememberedIds)> {
+        Vec::new()
+    }
+
+    /// Whether ids are remembered only while the records that they came with are retained.
+    fn remembers_by_records(&self) -> bool {
+        false
+    }
+
+    /// Forgets ids that are outside of the windows: of each broker with deduplication, those beyond its size, and with
+    /// the time `now` those beyond its age; all ids of other brokers.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] if the storage failed.
+    fn forget_ids(
+        &self,
+        windows: Vec<(BrokerName, IdWindow)>,
+        now: Option<Timestamp>,
+    ) -> BoxFuture<'_, Result<(), LogError>> {
+        let _ = (windows, now);
+        Box::pin(async { Ok(()) })
     }
 
     /// Makes everything written durable.
@@ -143,20 +180,23 @@ pub trait Log: Send + Sync + 'static {
     /// Appends records in order, as one commit: all of them or none. Returns the offset of the first once all are
     /// durable. Concurrent calls share one fsync.
     ///
+    /// With [`Append::unique`], leaves out records whose key is remembered, and remembers the keys of the others in the
+    /// same commit.
+    ///
     /// # Errors
-    /// [`LogError::Full`] and [`LogError::Quota`] if there is no room (nothing was stored; later calls may succeed);
+    /// [`LogError::Conflict`] if a remembered key has another digest; [`LogError::Full`] and [`LogError::Quota`] if there is no room (nothing was stored; later calls may succeed);
     /// [`LogError::TooLarge`] and [`LogError::Limit`]
     /// if it exceeds what the log can ever take; [`LogError::Unavailable`] if the log is unavailable (the records
     /// may have been stored); [`LogError::Failed`] if the storage failed: it is not used again, and the process
     /// has to exit.
-    fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>>;
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, LogError>>;
 
     /// Appends one record for the owner of the log's shard. Of calls with the same `id`, by this and earlier owners, a log
     /// that routers share stores only the first, if the others follow within [`REMEMBERED`]; all return its offset.
     ///
     /// # Errors
     /// As [`Log::append`], and [`LogError::Fenced`] if this router may own no shards at present.
-    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Offset, LogError>> {
+    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Appended, LogError>> {
         // A log of one router has one owner, which appends each record once.
         let _ = id;
         self.append(append)
@@ -267,7 +307,7 @@ pub trait Capacity: Send + Sync {
         &'a self,
         log: &'a LogName,
         append: Append,
-    ) -> BoxFuture<'a, Result<Offset, LogError>>;
+    ) -> BoxFuture<'a, Result<Appended, LogError>>;
 
     /// Logs without retained records that take one of a limited number of places.
     fn empty_logs(&self) -> Vec<LogName> {

@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::log::{
-    Append, BrokerName, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError,
-    LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
+    Append, Appended, BrokerName, Capacity, CheckpointChange, CheckpointKey, Checkpoints, IdWindow, Log,
+    LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit,
+    RememberedIds, Shard,
     jetstream::{JetStreamLog, SHARDS},
 };
 
@@ -116,6 +117,22 @@ impl LogProvider for ShardLogs {
         self.logs.capacity()
     }
 
+    fn remembered_ids(&self) -> Vec<(BrokerName, RememberedIds)> {
+        self.logs.remembered_ids()
+    }
+
+    fn remembers_by_records(&self) -> bool {
+        self.logs.remembers_by_records()
+    }
+
+    fn forget_ids(
+        &self,
+        windows: Vec<(BrokerName, IdWindow)>,
+        now: Option<Timestamp>,
+    ) -> BoxFuture<'_, Result<(), LogError>> {
+        self.logs.forget_ids(windows, now)
+    }
+
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
         self.logs.sync()
     }
@@ -156,11 +173,11 @@ impl Log for PartitionLog {
         self.partition
     }
 
-    fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, LogError>> {
         self.log.append(append)
     }
 
-    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Offset, LogError>> {
+    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Appended, LogError>> {
         self.log.append_once(id, append)
     }
 

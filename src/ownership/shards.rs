@@ -17,12 +17,12 @@ use super::{applied, logs::ShardLogs, past::PastCounts};
 use crate::{
     delivery::{DeliveryOptions, Engine, EngineError},
     destination::Client,
-    intake::{HeldRoom, Intake, MakeRoom, Shortage},
+    intake::{Deduplication, HeldRoom, IdWindows, Intake, MakeRoom, Shortage},
     log::{
-        BrokerName, CheckpointKey, LogError, LogProvider, Ownership, Partition, Shard,
+        BrokerName, CheckpointKey, IdWindow, LogError, LogProvider, Ownership, Partition, Shard,
         jetstream::{JetStreamLog, Membership, SHARDS, Seen},
     },
-    routing::{self, Revision, RoutingTable},
+    routing::{self, Deduplicated, Revision, RoutingTable},
     source::{LastRuns, SourcePlace, Sources, Statistics},
     supervision::Supervisor,
 };
@@ -55,6 +55,7 @@ pub struct Shards {
     /// Number of shards of the installation.
     pub(super) count: u16,
     owned: Arc<Owned>,
+    deduplication: Arc<Deduplication>,
     /// Whether Sources run at this router.
     runs_sources: bool,
     /// Held while shards or the configuration change.
@@ -134,12 +135,15 @@ impl Shards {
         runs_sources: bool,
     ) -> Arc<Self> {
         let owned = Arc::<Owned>::default();
-        let sources = Sources::new(Intake::new(starter.logs.clone(), owned.clone()));
+        let deduplication = Arc::<Deduplication>::default();
+        let intake = Intake::new(starter.logs.clone(), owned.clone(), deduplication.clone());
+        let sources = Sources::new(intake);
         Arc::new(Self {
             starter,
             shared,
             count,
             owned,
+            deduplication,
             runs_sources,
             statistics: sources.statistics(),
             work: Mutex::new(Work {
@@ -156,7 +160,16 @@ impl Shards {
 
     /// The intake that stores new events, of all brokers. It makes room in a full log.
     pub fn intake(&self) -> Intake {
-        Intake::new(self.starter.logs.clone(), self.owned.clone())
+        Intake::new(
+            self.starter.logs.clone(),
+            self.owned.clone(),
+            self.deduplication.clone(),
+        )
+    }
+
+    /// Deduplication of all brokers.
+    pub fn deduplication(&self) -> &Deduplication {
+        &self.deduplication
     }
 
     /// Counts of the Sources.
@@ -242,6 +255,9 @@ impl Shards {
                 policies.filter_map(|(broker, policy)| Some((broker.as_str().into(), policy.partitions?)));
             log.want_partitions(wanted.collect());
         }
+        self.deduplication.set(id_windows(&table));
+        self.deduplication
+            .retain(|broker| table.has_broker(broker.namespace(), broker.name()));
         let mut work = self.work.lock().await;
         work.configuration = Some(WantedConfiguration {
             table,
@@ -427,6 +443,7 @@ impl Shards {
             ownership,
             client.clone(),
             options.clone(),
+            self.deduplication.clone(),
             supervisor.clone(),
             runtime,
         )
@@ -602,6 +619,18 @@ impl Owned {
             owned
         });
         before.get(&shard).cloned()
+    }
+}
+
+/// The windows of the brokers in a table.
+fn id_windows(table: &RoutingTable) -> IdWindows {
+    let window = |Deduplicated { window, events }| IdWindow { age: window, events };
+    let brokers = table.policies().iter();
+    IdWindows {
+        brokers: brokers
+            .map(|(broker, policy)| (broker.clone(), policy.deduplication.map(window)))
+            .collect(),
+        others: table.deduplication().map(window),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     api,
-    routing::{self, Bounds, BrokerPolicy, InstallationQuotas, Quota, broker_key},
+    routing::{self, Bounds, BrokerPolicy, DeduplicationSettings, InstallationQuotas, Quota, broker_key},
 };
 
 /// Maximum length of a broker's name, which is a DNS label.
@@ -51,10 +51,12 @@ pub(super) fn compile(
         (Ok(policy), Ok(listed)) => {
             let mut valid = accepts(&broker, listed.as_ref(), check);
             valid.message.push_str(&lowered(policy.quota, quotas.limits));
+            valid.message.push_str(&said_of_deduplication(spec, quotas));
             let quota = policy.quota.or(quotas.defaults).within(quotas.limits);
             let policy = BrokerPolicy {
                 producers: listed.map(|listed| listed.producers),
                 quota,
+                deduplication: quotas.deduplication.of(wanted_deduplication(spec)),
                 ..policy
             };
             (Some(policy), valid)
@@ -116,6 +118,7 @@ fn only_producers(
         producers: Some(producers),
         quota: quotas.of_others(),
         when_full: None,
+        deduplication: quotas.deduplication.of(None),
     }
 }
 
@@ -125,6 +128,7 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
         partitions,
         producers: _,
         quota,
+        deduplication: _,
         when_full,
     } = spec;
     let api::BrokerQuota {
@@ -167,7 +171,36 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
             api::WhenFull::Reject => routing::WhenFull::Reject,
             api::WhenFull::DropOldest => routing::WhenFull::DropOldest,
         }),
+        deduplication: None,
     })
+}
+
+fn wanted_deduplication(spec: &api::BrokerSpec) -> Option<DeduplicationSettings> {
+    let api::BrokerDeduplication { window, events } = spec.deduplication.clone()?;
+    Some(DeduplicationSettings {
+        window: window.map(Duration::from),
+        events: events.map(u64::from),
+    })
+}
+
+/// What to say of deduplication that exceeds the installation's limits.
+fn said_of_deduplication(spec: &api::BrokerSpec, quotas: InstallationQuotas) -> String {
+    let (Some(wanted), Some(held)) = (
+        wanted_deduplication(spec),
+        quotas.deduplication.of(wanted_deduplication(spec)),
+    ) else {
+        return String::new();
+    };
+    let mut said = String::new();
+    if wanted.window.is_some_and(|wanted| held.window < wanted) {
+        let held = api::DurationText::from(held.window);
+        said += &format!("; spec.deduplication.window: the installation's limit of {held} holds");
+    }
+    if wanted.events.is_some_and(|wanted| held.events < wanted) {
+        let held = held.events;
+        said += &format!("; spec.deduplication.events: the installation's limit of {held} holds");
+    }
+    said
 }
 
 /// What to say of a quota that exceeds the installation's limits.
@@ -257,6 +290,7 @@ mod tests {
             partitions: Some(4),
             producers: None,
             quota: None,
+            deduplication: None,
             when_full: Some(api::WhenFull::DropOldest),
         };
         for (name, size, reason) in [
@@ -299,6 +333,7 @@ mod tests {
         let quotas = InstallationQuotas {
             limits,
             defaults: quota(80, None),
+            ..InstallationQuotas::default()
         };
         for (events_per_second, event_size, expected, said) in [
             (
@@ -343,6 +378,7 @@ mod tests {
                     event_size: event_size.map(str::to_owned),
                     bytes: event_size.map(|size| size.replace("512", "512Ki").replace("1Mi", "1Gi")),
                 }),
+                deduplication: None,
                 when_full: None,
             };
             let (policy, diagnosis) = compile(
@@ -360,6 +396,64 @@ mod tests {
                 expected,
                 "{said}"
             );
+        }
+    }
+
+    #[test]
+    fn deduplication_is_held_within_the_installations_limits() {
+        let observed = Observed::default();
+        let resolver = Resolver::new(&observed, "cluster.local");
+        let mut quotas = InstallationQuotas::default();
+        quotas.deduplication.limits = DeduplicationSettings {
+            window: Some(Duration::from_secs(3600)),
+            events: Some(1000),
+        };
+        let deduplication = |window: Option<&str>, events| api::BrokerDeduplication {
+            window: window.map(|window| window.parse().unwrap()),
+            events,
+        };
+        let held = |window, events| {
+            let window = Duration::from_secs(window);
+            Some(routing::Deduplicated { window, events })
+        };
+        for (wanted, expected, said) in [
+            (None, None, "accepted for broker shop/orders"),
+            (
+                Some(deduplication(None, None)),
+                held(600, 1000),
+                "accepted for broker shop/orders",
+            ),
+            (
+                Some(deduplication(Some("0s"), None)),
+                None,
+                "accepted for broker shop/orders",
+            ),
+            (
+                Some(deduplication(Some("2h"), Some(5000))),
+                held(3600, 1000),
+                "spec.deduplication.window: the installation's limit of 3600s holds; spec.deduplication.events: the \
+                 installation's limit of 1000 holds",
+            ),
+        ] {
+            let spec = api::BrokerSpec {
+                producers: None,
+                retention: None,
+                partitions: None,
+                quota: None,
+                deduplication: wanted,
+                when_full: None,
+            };
+            let subject = ResourceId {
+                uid: "u".into(),
+                namespace: "shop".into(),
+                name: "orders".into(),
+                generation: 1,
+            };
+            let mut bounds = Bounds::default();
+            let (policy, diagnosis) = compile(&resolver, subject, &spec, quotas, None, &mut bounds);
+            let message = diagnosis.valid.message;
+            assert!(message.ends_with(said), "{message}");
+            assert_eq!(policy.unwrap().deduplication, expected, "{said}");
         }
     }
 }

@@ -51,6 +51,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str, quotas: InstallationQu
         .map(|namespace| namespace.name.clone())
         .collect();
     configuration.quota = quotas.of_others();
+    configuration.deduplication = quotas.deduplication.of(None);
     configuration.unread.clone_from(&observed.unread_triggers);
     let mut bounds = Bounds::default();
     for filtering in by_age(observed) {

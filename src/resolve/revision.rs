@@ -15,6 +15,7 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
         brokers: _,
         policies,
         quota,
+        deduplication,
         triggers,
         sources,
         // Triggers reference them by digest.
@@ -29,7 +30,14 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
     Revision(format!(
         "{:016x}",
         fingerprint(&(
-            namespaces, policies, quota, producers, closed, triggers, sources, unread
+            namespaces,
+            policies,
+            (quota, deduplication),
+            producers,
+            closed,
+            triggers,
+            sources,
+            unread
         ))
     ))
 }

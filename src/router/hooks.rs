@@ -341,7 +341,8 @@ impl HookServer {
 
     async fn store_within_quota(&self, broker: &str, records: &[Bytes]) -> Result<(), Problem> {
         self.ingress.check_quota(broker, records)?;
-        Ok(self.ingress.store(broker, records).await?)
+        self.ingress.store(broker, records).await?;
+        Ok(())
     }
 
     /// Requests in a minute that are permitted.

@@ -55,6 +55,8 @@ pub(super) struct Ingress {
     pub(super) quotas: Arc<Quotas>,
     /// Brokers whose producers were rejected because their quota or their namespace's share of the log is used up.
     pub(super) over_quota: Arc<RejectedLately>,
+    /// Limits the log lines about events with the id of another one.
+    pub(super) conflicts: Mutex<Burst>,
     /// Limits the log lines about loops.
     pub(super) loops: Mutex<Burst>,
     /// Sums up the requests that only the audit lets pass.
@@ -87,8 +89,8 @@ async fn receive(
     let exists = || ingress.check_broker(&namespace, &broker).is_ok();
     let key = broker_key(&namespace, &broker);
     let (response, reason) = match accepted {
-        Ok(count) => {
-            ingress.metrics.accepted(&key, exists, count, began.elapsed());
+        Ok(stored) => {
+            ingress.metrics.accepted(&key, exists, stored, began.elapsed());
             (StatusCode::ACCEPTED.into_response(), None)
         }
         Err(problem) => {
@@ -103,7 +105,7 @@ async fn receive(
 }
 
 impl Ingress {
-    /// Checks and stores events; returns their number.
+    /// Checks and stores events; returns the number of those that are no repeats.
     async fn accept(
         &self,
         namespace: &str,
@@ -168,9 +170,9 @@ impl Ingress {
         if let Some(largest) = quota.event_size {
             quotas::check_sizes(&broker, largest, &records)?;
         }
-        self.store(&broker, &records).await?;
+        let repeats = self.store(&broker, &records).await?;
         admission.keep();
-        Ok(records.len())
+        Ok(records.len() - repeats)
     }
 
     /// Decides by a request's head.
@@ -229,8 +231,9 @@ impl Ingress {
         admission.map_err(|beyond| self.loops(broker, 0, beyond))
     }
 
-    /// Stores the records of events. Logs, now and then, that there is no room.
-    pub(super) async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
+    /// Stores the records of events; returns the number of repeats, which are not stored. Logs, now and then, that there
+    /// is no room, or that an event has the id of another one.
+    pub(super) async fn store(&self, broker: &str, records: &[Bytes]) -> Result<usize, LogError> {
         let name = BrokerName::from(broker);
         let appended = self.intake.accept(&name, records, Timestamp::now()).await;
         if let Err(error) = &appended
@@ -238,7 +241,10 @@ impl Ingress {
         {
             self.tell_refusal(broker, error);
         }
-        appended.map(|_| ())
+        if let Err(conflict @ LogError::Conflict { index, .. }) = &appended {
+            self.tell_conflict(broker, records.get(*index), conflict);
+        }
+        appended.map(|appended| appended.repeats)
     }
 
     /// The Trigger that holds most of what has no room: of a full log, which may be another namespace's, of the broker's
@@ -279,6 +285,22 @@ impl Ingress {
             let held_back = admitted.held_back;
             let held_by = self.held_by(broker, error);
             tracing::warn!(broker, %error, held_by, held_back, "events are rejected with 507");
+        }
+    }
+
+    fn tell_conflict(&self, broker: &str, record: Option<&Bytes>, conflict: &LogError) {
+        let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(admitted) = conflicts.admit(Instant::now()) {
+            let held_back = admitted.held_back;
+            let event = record.and_then(|record| Event::from_record(record.clone()).ok());
+            let (source, id) = (event.as_ref().map(Event::source), event.as_ref().map(Event::id));
+            tracing::warn!(
+                broker,
+                source,
+                id,
+                held_back,
+                "an event is rejected with 422: {conflict}"
+            );
         }
     }
 

@@ -180,6 +180,7 @@ pub async fn run(
         over_quota: over_quota.clone(),
         quotas: quotas.clone(),
         descendants,
+        conflicts: Mutex::default(),
         loops: Mutex::default(),
         audited: audited.clone(),
     };

@@ -185,6 +185,17 @@ impl From<LogError> for Problem {
                 "The event log does not take the event",
                 format!("{detail}; the event was not stored"),
             ),
+            // Not 409, which senders retry, other routers among them.
+            LogError::Conflict { index, accepted } => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "conflicting_event",
+                "Another event has its source and id",
+                format!(
+                    "another event with this source and id was stored at {accepted}, and the broker has deduplication; \
+                     this one was not stored: give each event an id of its own"
+                ),
+            )
+            .of_event(index),
             LogError::TooLarge(detail) => Self::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too_large",

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use super::{
-    Authorities, CredentialDigest, Destination, Producer, ProducerRules, Quota, Source, UnlistedBrokers,
-    WhenFull,
+    Authorities, CredentialDigest, Deduplicated, Destination, Producer, ProducerRules, Quota, Source,
+    UnlistedBrokers, WhenFull,
 };
 use crate::{filter::Expression, transform::Transform};
 
@@ -47,6 +47,9 @@ pub struct Configuration {
     /// Quota of each broker without a Broker.
     #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
     pub quota: Quota,
+    /// Deduplication of each broker without a Broker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deduplication: Option<Deduplicated>,
     /// All Triggers, including those without a destination, which keep their position in the log.
     pub triggers: Vec<Trigger>,
     /// Valid Sources that are not suspended.
@@ -138,6 +141,9 @@ pub struct BrokerPolicy {
     /// Policy for new events when the quota or the namespace's share is used up; `None` for the router's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_full: Option<WhenFull>,
+    /// Deduplication of its events; `None` if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deduplication: Option<Deduplicated>,
 }
 
 impl BrokerPolicy {
@@ -372,6 +378,8 @@ struct RawConfiguration {
     policies: Vec<Box<RawValue>>,
     #[serde(default)]
     quota: Quota,
+    #[serde(default)]
+    deduplication: Option<Deduplicated>,
     triggers: Vec<Box<RawValue>>,
     sources: Vec<Box<RawValue>>,
     #[serde(default)]
@@ -401,6 +409,7 @@ impl From<RawConfiguration> for Configuration {
             brokers,
             policies,
             quota,
+            deduplication,
             triggers,
             sources,
             authorities,
@@ -425,6 +434,7 @@ impl From<RawConfiguration> for Configuration {
             brokers,
             policies,
             quota,
+            deduplication,
             triggers,
             sources,
             authorities,

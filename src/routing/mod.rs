@@ -7,6 +7,7 @@ mod authorization;
 mod bounds;
 mod configuration;
 mod credential_digest;
+mod deduplication;
 mod destination;
 mod explanation;
 mod index;
@@ -32,6 +33,7 @@ pub use configuration::{
     Start, Trigger, Undecodable, broker_key,
 };
 pub use credential_digest::{CredentialDigest, InvalidDigest};
+pub use deduplication::{Deduplicated, DeduplicationSettings, InstallationDeduplication};
 pub use destination::{
     ClientCertificate, ClientCredentials, ContentMode, Destination, Header, HttpEndpoint, PlainHeader,
     ServiceAccountToken, ServiceName,

@@ -4,6 +4,8 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
+use super::InstallationDeduplication;
+
 /// Limits of what producers may post to a broker; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -19,13 +21,15 @@ pub struct Quota {
     pub bytes: Option<u64>,
 }
 
-/// Quotas of an installation.
+/// Quotas of an installation, and its deduplication.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstallationQuotas {
     /// Upper limits, which no Broker's quota exceeds.
     pub limits: Quota,
     /// What holds where a Broker says nothing, and for brokers without a Broker.
     pub defaults: Quota,
+    /// Deduplication of its brokers.
+    pub deduplication: InstallationDeduplication,
 }
 
 /// Policy for new events when there is no room for them.
@@ -98,6 +102,7 @@ mod tests {
             assert_eq!(wanted.within(upper), expected);
         }
         let quotas = InstallationQuotas {
+            deduplication: InstallationDeduplication::default(),
             limits: quota(10, None),
             defaults: quota(20, Some(5)),
         };

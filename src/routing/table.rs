@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    AdmittedTrigger, Authorities, Bounds, BrokerPolicy, Configuration, Quota, Revision, Trigger,
-    TriggerRejection, broker_key,
+    AdmittedTrigger, Authorities, Bounds, BrokerPolicy, Configuration, Deduplicated, Quota, Revision,
+    Trigger, TriggerRejection, broker_key,
     index::{Index, IndexBuilder},
 };
 use crate::{
@@ -28,6 +28,7 @@ pub struct RoutingTable {
     brokers: BTreeMap<String, Arc<BrokerTable>>,
     policies: Arc<BTreeMap<String, BrokerPolicy>>,
     quota: Quota,
+    deduplication: Option<Deduplicated>,
     authorities: Authorities,
     unread: BTreeSet<String>,
 }
@@ -99,6 +100,7 @@ impl RoutingTable {
             brokers,
             policies,
             quota,
+            deduplication,
             triggers,
             sources,
             authorities,
@@ -142,6 +144,7 @@ impl RoutingTable {
             brokers,
             policies: Arc::new(policies.collect()),
             quota,
+            deduplication,
             authorities,
             unread,
         }
@@ -159,6 +162,7 @@ impl RoutingTable {
                 .collect(),
             policies: self.policies.clone(),
             quota: self.quota,
+            deduplication: self.deduplication,
             authorities: self.authorities.clone(),
             unread: self.unread.clone(),
         }
@@ -179,6 +183,11 @@ impl RoutingTable {
         self.policies
             .get(broker)
             .map_or(self.quota, |policy| policy.quota)
+    }
+
+    /// Returns the deduplication of brokers without settings.
+    pub fn deduplication(&self) -> Option<Deduplicated> {
+        self.deduplication
     }
 
     /// Returns the revision of the configuration.

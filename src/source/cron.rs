@@ -329,6 +329,11 @@ impl Task {
                     counters.ended(clock.now(), &error);
                     return false;
                 }
+                Err(error @ LogError::Conflict { .. }) => {
+                    counters.missed.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
+                    return self.settle(scheduled).await;
+                }
                 Err(LogError::TooLarge(reason)) => {
                     counters.missed.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(%namespace, source = %name, %scheduled, %reason, "missed a scheduled time: the event is too large for the event log");

@@ -20,6 +20,7 @@ mod cluster;
 mod conformance;
 mod controller;
 mod dead_letters;
+mod deduplication;
 mod e2e;
 mod explain;
 mod faults;

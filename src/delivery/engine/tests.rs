@@ -42,6 +42,7 @@ async fn start(log: Arc<dyn LogProvider>) -> Arc<Engine> {
         crate::log::Ownership::default(),
         client,
         DeliveryOptions::default(),
+        Arc::default(),
         Supervisor::default(),
         &runtime::Handle::current(),
     )
@@ -501,6 +502,7 @@ async fn retained_checkpoints_expire() {
             crate::log::Ownership::default(),
             client,
             options,
+            Arc::default(),
             Supervisor::default(),
             &runtime::Handle::current(),
         )

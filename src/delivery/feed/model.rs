@@ -197,6 +197,7 @@ impl Run {
         let append = Append {
             payloads: kinds.iter().map(|&kind| record(kind)).collect(),
             accepted: Timestamp::now(),
+            unique: None,
         };
         self.logs.events.append(append).await.unwrap();
         self.appended.extend(kinds);

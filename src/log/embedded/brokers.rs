@@ -12,7 +12,11 @@ use std::{
 use tokio::sync::Semaphore;
 
 use super::{
-    broker::OpenLog, layout::GivenBack, places::BrokerPlaces, reads::Turns, shares::namespace_of,
+    broker::OpenLog,
+    layout::{self, GivenBack},
+    places::BrokerPlaces,
+    reads::Turns,
+    shares::namespace_of,
     store::StoredBroker,
 };
 use crate::log::{BrokerName, LogName};
@@ -64,9 +68,9 @@ impl Brokers {
             state.forget_unused();
         }
         state.new += 1;
-        let start = match LogName::from_key(name) {
-            LogName::Events(_) => state.given_back.events_from,
-            LogName::DeadLetters(_) => state.given_back.letters_from,
+        let start = match (LogName::from_key(name), layout::broker_of_ids(name)) {
+            (LogName::Events(_), None) => state.given_back.events_from,
+            (LogName::DeadLetters(_), _) | (_, Some(_)) => state.given_back.letters_from,
         };
         let broker = Arc::new(OpenLog::new(name, state.turns(name), start));
         state.by_name.insert(broker.name.clone(), broker.clone());
@@ -90,6 +94,19 @@ impl Brokers {
         BrokerPlaces {
             events: is_stored(LogName::Events(broker.clone())),
             letters: is_stored(LogName::DeadLetters(broker.clone())),
+        }
+    }
+
+    /// How a log counts among the places. That of a broker's ids takes none of those, since there is no more than one
+    /// for each log of events; and its offsets are like those of dead letters.
+    pub(super) fn place_of(&self, log: &str) -> (LogName, BrokerPlaces) {
+        match layout::broker_of_ids(log) {
+            Some(broker) => (LogName::DeadLetters(broker.into()), BrokerPlaces::ALL),
+            None => {
+                let log = LogName::from_key(log);
+                let places = self.places_of(log.broker());
+                (log, places)
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! A commit under construction: its writes, the brokers it changes, and the callers to answer once it is durable.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -11,11 +11,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     broker::{LogState, OpenLog},
     fail_points::Contents,
-    layout::{self, Registered},
+    layout::{self, FIRST_FORMAT, FORMAT, Registered, SHARED_FORMAT},
     request::ReplySender,
     store::{BrokerKeyspace, Store},
 };
-use crate::log::{LogRecord, Offset};
+use crate::log::{Appended, LogRecord};
 
 /// A commit under construction.
 pub(super) struct Commit {
@@ -23,6 +23,8 @@ pub(super) struct Commit {
     pub(super) bytes: u64,
     pub(super) brokers: HashMap<Arc<str>, Staged>,
     pub(super) fsync: bool,
+    /// Brokers with new ids.
+    pub(super) with_ids: BTreeSet<Arc<str>>,
     pub(super) contents: Contents,
     pub(super) answers: Vec<Acknowledgement>,
     pub(super) trimmed: Vec<Arc<OpenLog>>,
@@ -44,7 +46,7 @@ pub(super) struct Staged {
 }
 
 pub(super) enum Acknowledgement {
-    Offset(ReplySender<Offset>, Offset, OwnedSemaphorePermit),
+    Appended(ReplySender<Appended>, Appended, OwnedSemaphorePermit),
     Done(ReplySender<()>),
     Saved(Vec<ReplySender<()>>),
 }
@@ -56,6 +58,7 @@ impl Commit {
             bytes: 0,
             brokers: HashMap::new(),
             fsync: false,
+            with_ids: BTreeSet::new(),
             contents: Contents::default(),
             answers: Vec::new(),
             trimmed: Vec::new(),
@@ -65,14 +68,14 @@ impl Commit {
         }
     }
 
-    /// Adds the entries of brokers that need a new one, and the marks of shared keyspaces. Returns whether a broker
-    /// has something that only the newest format has.
-    pub(super) fn register(&mut self, meta: &Keyspace) -> bool {
+    /// Adds the entries of brokers that need a new one, and the marks of shared keyspaces. Returns the format that has
+    /// all of it.
+    pub(super) fn register(&mut self, meta: &Keyspace) -> u32 {
         for id in self.reused.drain(..) {
             self.batch.remove(meta, layout::free_key(id));
         }
         let mut marked = BTreeMap::new();
-        let mut is_new = false;
+        let mut format = FIRST_FORMAT;
         for Staged { stored, records, .. } in self.brokers.values() {
             if let Some(number) = layout::shared_keyspace_of(stored.id)
                 && !records.is_empty()
@@ -98,11 +101,16 @@ impl Commit {
                 last_accepted_millis,
                 start,
             };
-            is_new |= layout::is_shared(entry.id) || start > 0;
+            format = format.max(match (layout::broker_of_ids(&staged.broker.name), start) {
+                (Some(_), _) => FORMAT,
+                (None, 1..) => SHARED_FORMAT,
+                (None, 0) if layout::is_shared(entry.id) => SHARED_FORMAT,
+                (None, 0) => FIRST_FORMAT,
+            });
             self.batch
                 .insert(meta, layout::broker_key(&staged.broker.name), entry.to_value());
         }
-        is_new
+        format
     }
 }
 
@@ -125,9 +133,9 @@ impl Acknowledgement {
     /// Answers the callers. A caller may be gone; its request is done nevertheless.
     pub(super) fn done(self) {
         match self {
-            Self::Offset(reply, offset, permit) => {
+            Self::Appended(reply, appended, permit) => {
                 drop(permit);
-                let _ = reply.send(Ok(offset));
+                let _ = reply.send(Ok(appended));
             }
             Self::Done(reply) => {
                 let _ = reply.send(Ok(()));

@@ -14,13 +14,17 @@
 //!   that keyspace are rejected beforehand.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use fjall::{Keyspace, OwnedWriteBatch};
-use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 
 use super::{
     acknowledged::Acknowledged,
@@ -28,8 +32,9 @@ use super::{
     commit::{self, Acknowledgement, Commit},
     compaction,
     fail_points::{self, Contents},
+    ids::{self, IdIndex, KeptIds, KnownId, NewIds},
     keeper::CleanupQueue,
-    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, SHARED_KEYSPACES},
+    layout::{self, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, SHARED_FORMAT, SHARED_KEYSPACES},
     lock::lock,
     memory::Memory,
     places::{Place, Places},
@@ -39,7 +44,7 @@ use super::{
     shares::Shortfall,
     store::{self, BrokerKeyspace},
 };
-use crate::log::{LogError, LogName, LogRecord, Offset, record};
+use crate::log::{Appended, EventIdentity, IdWindow, LogError, LogName, LogRecord, Offset, Unique, record};
 
 /// Maximum bytes of one commit, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
@@ -69,10 +74,31 @@ pub(super) struct Committer {
     /// Number of all records ever appended, over all brokers.
     records: u64,
     places: Places,
+    ids: IdIndex,
     /// Format of the store.
     format: u32,
     /// Last time that trimmed space was looked for because the disk was full.
     reclaimed: Option<Instant>,
+}
+
+/// The ids of new records.
+struct NewRecordIds {
+    identities: Vec<EventIdentity>,
+    window: IdWindow,
+    /// Number of records that were repeats.
+    repeats: usize,
+}
+
+impl NewRecordIds {
+    /// Bytes of payload that they take.
+    fn bytes(&self) -> u64 {
+        (self.identities.len() * ids::ID) as u64
+    }
+
+    /// Bytes of a commit that they take.
+    fn cost(&self) -> u64 {
+        self.bytes() + ENTRY
+    }
 }
 
 /// Error: the storage failed; the log is closed with this reason.
@@ -84,6 +110,7 @@ impl Committer {
         acknowledged: Acknowledged,
         keeper: CleanupQueue,
         places: Places,
+        ids: IdIndex,
         records: u64,
     ) -> Self {
         Self {
@@ -94,6 +121,7 @@ impl Committer {
             memory: Memory::default(),
             records,
             places,
+            ids,
             reclaimed: None,
         }
     }
@@ -220,20 +248,31 @@ impl Committer {
                 broker,
                 payloads,
                 accepted_millis,
+                unique,
                 reply,
                 permit,
             } => {
-                let length: usize = payloads.iter().map(Bytes::len).sum();
-                let cost = length as u64 + payloads.len() as u64 * ENTRY;
-                if let Err(full) = self.room_for_append(commit, purpose, &broker, &payloads, cost) {
-                    let _ = reply.send(Err(full));
-                    return Ok(());
+                let new = match unique {
+                    None => Ok((payloads, None)),
+                    Some(unique) => self.new_records(&broker, payloads, unique),
+                };
+                match new.and_then(|(payloads, unique)| {
+                    self.room_for_append(commit, purpose, &broker, &payloads, unique.as_ref())?;
+                    Ok((payloads, unique))
+                }) {
+                    Ok((payloads, unique)) => {
+                        let repeats = unique.as_ref().map_or(0, |unique| unique.repeats);
+                        let first = self.stage(commit, &broker, payloads, unique, accepted_millis)?;
+                        let appended = Appended { first, repeats };
+                        // Repeats as well are answered after the commit, which may have the first of them.
+                        commit
+                            .answers
+                            .push(Acknowledgement::Appended(reply, appended, permit));
+                    }
+                    Err(refused) => {
+                        let _ = reply.send(Err(refused));
+                    }
                 }
-                let first = self.stage_append(commit, &broker, payloads, accepted_millis)?;
-                commit.bytes += cost;
-                commit.fsync = true;
-                commit.contents.records = true;
-                commit.answers.push(Acknowledgement::Offset(reply, first, permit));
             }
             Request::Saves => self.shared.saves.heard(),
             Request::Trim {
@@ -249,6 +288,14 @@ impl Committer {
             },
             // In a commit of its own, so that none has two changes of one entry.
             Request::GiveBack { logs, reply } => commit.given_back.push((logs, reply)),
+            Request::ForgetIds {
+                windows,
+                now_millis,
+                reply,
+            } => {
+                self.forget_ids(commit, &windows, now_millis);
+                commit.answers.push(Acknowledgement::Done(reply));
+            }
             Request::Sync { reply } => {
                 commit.fsync = true;
                 commit.answers.push(Acknowledgement::Done(reply));
@@ -257,14 +304,124 @@ impl Committer {
         Ok(())
     }
 
+    /// Returns the records that are no repeats, with their ids.
+    fn new_records(
+        &self,
+        broker: &OpenLog,
+        payloads: Vec<Bytes>,
+        Unique { identities, window }: Unique,
+    ) -> Result<(Vec<Bytes>, Option<NewRecordIds>), LogError> {
+        let mut new = NewRecordIds {
+            identities: Vec::new(),
+            window,
+            repeats: 0,
+        };
+        let mut kept = Vec::with_capacity(payloads.len());
+        for (index, (payload, identity)) in payloads.into_iter().zip(identities).enumerate() {
+            match self.ids.find(&broker.name, &identity.key) {
+                None => {
+                    kept.push(payload);
+                    new.identities.push(identity);
+                }
+                Some(KnownId { digest, .. }) if digest == identity.digest => new.repeats += 1,
+                Some(KnownId { accepted_millis, .. }) => {
+                    return Err(LogError::Conflict {
+                        index,
+                        accepted: record::timestamp(accepted_millis),
+                    });
+                }
+            }
+        }
+        Ok((kept, Some(new)))
+    }
+
+    /// Adds records with their ids to the commit.
+    fn stage(
+        &mut self,
+        commit: &mut Commit,
+        broker: &Arc<OpenLog>,
+        payloads: Vec<Bytes>,
+        unique: Option<NewRecordIds>,
+        accepted_millis: i64,
+    ) -> Result<Offset, Fatal> {
+        if payloads.is_empty() {
+            let staged = commit.brokers.get(&broker.name);
+            let next = staged.map_or(broker.state().next, |staged| staged.state.next);
+            return Ok(Offset(next));
+        }
+        commit.bytes += cost_of(&payloads) + unique.as_ref().map_or(0, NewRecordIds::cost);
+        commit.fsync = true;
+        commit.contents.records = true;
+        let first = self.stage_append(commit, broker, payloads, accepted_millis)?;
+        if let Some(NewRecordIds {
+            identities, window, ..
+        }) = unique
+        {
+            let brokers = &self.shared.brokers;
+            let log = || brokers.get_or_new(&layout::ids_of(&broker.name));
+            self.ids
+                .remember(&broker.name, &identities, accepted_millis, window, log);
+            commit.with_ids.insert(broker.name.clone());
+        }
+        Ok(first)
+    }
+
+    /// Adds the new ids of brokers to the commit.
+    fn stage_ids(&mut self, commit: &mut Commit) -> Result<(), Fatal> {
+        let mut remembered = Vec::new();
+        for broker in std::mem::take(&mut commit.with_ids) {
+            if let Some(NewIds {
+                log,
+                record,
+                accepted_millis,
+            }) = self.ids.close(&broker)
+            {
+                self.stage_append(commit, &log, vec![record], accepted_millis)?;
+                remembered.extend(self.ids.remembered_by(&broker).map(|ids| (broker, ids)));
+            }
+        }
+        if !remembered.is_empty() {
+            lock(&self.shared.remembered).extend(remembered);
+        }
+        Ok(())
+    }
+
+    /// Forgets ids, and removes them from the store as far as the disk has room for the trims.
+    fn forget_ids(
+        &mut self,
+        commit: &mut Commit,
+        windows: &HashMap<Arc<str>, IdWindow>,
+        now_millis: Option<i64>,
+    ) {
+        for KeptIds {
+            log,
+            first,
+            bytes_before,
+            is_gone,
+        } in self.ids.forget(windows, now_millis)
+        {
+            if let Err(error) = self.stage_trim(commit, &log, first, bytes_before) {
+                tracing::debug!(log = %log.name, %error, "forgotten ids stay in the log for now");
+            }
+            if is_gone {
+                // Nobody waits for it.
+                commit.given_back.push((vec![log], oneshot::channel().0));
+            }
+        }
+        self.shared.set_remembered(self.ids.remembered());
+    }
+
     fn room_for_append(
         &mut self,
         commit: &mut Commit,
         purpose: Purpose,
         broker: &OpenLog,
         payloads: &[Bytes],
-        cost: u64,
+        unique: Option<&NewRecordIds>,
     ) -> Result<(), LogError> {
+        if payloads.is_empty() {
+            return Ok(());
+        }
         if let Some(large) = payloads.iter().find(|payload| payload.len() > MAX_RECORD) {
             return Err(LogError::TooLarge(format!(
                 "a record of {} bytes is more than the log takes at once ({MAX_RECORD})",
@@ -272,10 +429,15 @@ impl Committer {
             )));
         }
         if !broker.is_stored() {
-            self.check_places(&LogName::from_key(&broker.name))?;
+            self.check_places(&broker.name)?;
         }
         self.check_merged(broker)?;
-        let length = payloads.iter().map(|payload| payload.len() as u64).sum();
+        if let Some(log) = unique.and_then(|_| self.ids.log_of(&broker.name)) {
+            self.check_merged(log)?;
+        }
+        let length: u64 = payloads.iter().map(|payload| payload.len() as u64).sum();
+        let length = length + unique.map_or(0, NewRecordIds::bytes);
+        let cost = cost_of(payloads) + unique.map_or(0, NewRecordIds::cost);
         self.shared.check_room(purpose, &broker.name, length)?;
         let reserve = match purpose {
             // With room to rewrite any shared keyspace.
@@ -288,10 +450,10 @@ impl Committer {
         self.shared.take_room(purpose, &broker.name, length)
     }
 
-    fn check_places(&self, log: &LogName) -> Result<(), LogError> {
+    fn check_places(&self, name: &str) -> Result<(), LogError> {
+        let (log, places) = self.shared.brokers.place_of(name);
         let broker = log.broker();
-        let checked = self.places.check(log, self.shared.brokers.places_of(broker));
-        checked.map_err(|shortfall| match shortfall {
+        self.places.check(&log, places).map_err(|shortfall| match shortfall {
             Shortfall::Share { held, limit } => LogError::BrokersQuota(format!(
                 "namespace {} has {} brokers in the event log, its share is {} at present, and broker {broker} would be \
                  one too many; a broker leaves once no Trigger, Source or Broker names it and its events and dead letters \
@@ -420,8 +582,8 @@ impl Committer {
     /// process dies before that, an empty keyspace is found under the same number next time.
     fn create(&mut self, commit: &mut Commit, broker: &OpenLog) -> Result<BrokerKeyspace, Fatal> {
         let fatal = |e| Fatal(format!("cannot make room for broker {}: {e}", broker.name));
-        let (log, start) = (LogName::from_key(&broker.name), broker.state().next);
-        let places = self.shared.brokers.places_of(log.broker());
+        let start = broker.state().next;
+        let (log, places) = self.shared.brokers.place_of(&broker.name);
         let mut place = self.places.take(&log, places, start);
         let mut skipped = 0;
         let stored = loop {
@@ -475,12 +637,13 @@ impl Committer {
             {
                 break;
             }
-            let log = LogName::from_key(&broker.name);
-            // Without this one, which is still stored.
-            let mut others = self.shared.brokers.places_of(log.broker());
-            match log {
-                LogName::Events(_) => others.events = false,
-                LogName::DeadLetters(_) => others.letters = false,
+            let (log, mut others) = self.shared.brokers.place_of(&broker.name);
+            if layout::broker_of_ids(&broker.name).is_none() {
+                // Without this one, which is still stored.
+                match log {
+                    LogName::Events(_) => others.events = false,
+                    LogName::DeadLetters(_) => others.letters = false,
+                }
             }
             self.places
                 .give_back(&log, others, stored.id, state.start, state.next);
@@ -505,7 +668,7 @@ impl Committer {
             .batch
             .insert(&self.shared.store.meta, GIVEN_BACK_KEY, given_back.to_value());
         commit.contents.given_back = true;
-        self.raise_format(&mut commit);
+        self.raise_format(&mut commit, SHARED_FORMAT);
         self.commit(commit)?;
         lock(&self.shared.tail).forget_all(gone.iter().map(|(broker, _)| &broker.name));
         for (_, id) in &gone {
@@ -516,12 +679,12 @@ impl Committer {
     }
 
     /// Makes earlier versions of Weir reject the store from this commit on.
-    fn raise_format(&mut self, commit: &mut Commit) {
-        if self.format < FORMAT {
-            self.format = FORMAT;
+    fn raise_format(&mut self, commit: &mut Commit, format: u32) {
+        if self.format < format {
+            self.format = format;
             commit
                 .batch
-                .insert(&self.shared.store.meta, FORMAT_KEY, FORMAT.to_be_bytes());
+                .insert(&self.shared.store.meta, FORMAT_KEY, format.to_be_bytes());
         }
     }
 
@@ -560,9 +723,9 @@ impl Committer {
 
     /// Writes, fsyncs, publishes, acknowledges and cleans up, in this order.
     fn commit(&mut self, mut commit: Commit) -> Result<(), Fatal> {
-        if commit.register(&self.shared.store.meta) {
-            self.raise_format(&mut commit);
-        }
+        self.stage_ids(&mut commit)?;
+        let format = commit.register(&self.shared.store.meta);
+        self.raise_format(&mut commit, format);
         self.wait_for_flush()?;
         let contents = commit.contents;
         if !commit.batch.is_empty() {
@@ -580,7 +743,9 @@ impl Committer {
 
         {
             let mut tail = lock(&self.shared.tail);
-            for staged in commit.brokers.values() {
+            // Nobody reads ids.
+            let read = |staged: &&commit::Staged| layout::broker_of_ids(&staged.broker.name).is_none();
+            for staged in commit.brokers.values().filter(read) {
                 for record in &staged.records {
                     tail.push(&staged.broker.name, record);
                 }
@@ -671,6 +836,12 @@ impl Committer {
             tracing::warn!(broker = %broker.name, "cannot give back the space of trimmed records: {e}");
         }
     }
+}
+
+/// Bytes of a commit that records take.
+fn cost_of(payloads: &[Bytes]) -> u64 {
+    let length: usize = payloads.iter().map(Bytes::len).sum();
+    length as u64 + payloads.len() as u64 * ENTRY
 }
 
 fn write(batch: OwnedWriteBatch, contents: Contents) -> fjall::Result<()> {

@@ -6,7 +6,7 @@
 //! | the same, by earlier versions | offset, 8 bytes | version 1, accepted (ms) 8, bytes before it 8, payload |
 //! | `shared-{number}`, of many logs | id 4, offset 8 | version 2, as above |
 //! | the same | [`MARK`] | nothing |
-//! | `meta` | `format` | 4 bytes, [`FIRST_FORMAT`] or [`FORMAT`] |
+//! | `meta` | `format` | 4 bytes, from [`FIRST_FORMAT`] to [`FORMAT`] |
 //! | `meta` | `broker/{namespace/name}` | id 4, first retained offset 8, bytes before it 8, last accepted (ms) 8, first offset ever 8 unless it is 0 |
 //! | `meta` | `free/{id}` | first offset that the next log in `events-{id}` may have, 8 |
 //! | `meta` | `given-back` | [`GivenBack`] |
@@ -15,9 +15,13 @@
 //! Numbers are big-endian. "Bytes before it" is the sum of the payload lengths of all earlier records of the
 //! broker, including trimmed ones, so that the size of a range of offsets is one subtraction.
 //!
-//! A store is created with [`FIRST_FORMAT`], which has no shared keyspace and in which no log gave its place back.
-//! The commit that first does either raises it to [`FORMAT`]. So an earlier version of Weir opens a store for as
-//! long as it can read all of it, and rejects it from then on.
+//! The log of a broker's ids (`ids.rs`) is named `{namespace/name}.ids`. The payload of its records is a list of ids: key
+//! 16 bytes, digest 8.
+//!
+//! A store is created with [`FIRST_FORMAT`], which has no shared keyspace, no log of ids, and in which no log gave its
+//! place back. The commit that first has ids raises it to [`FORMAT`], and that which first has one of the others to
+//! [`SHARED_FORMAT`]. So an earlier version of Weir opens a store for as long as it can read all of it, and rejects it
+//! from then on.
 //!
 //! [`MARK`] is written with every commit to a shared keyspace, and never dropped. So the newest sequence number in
 //! the keyspace's tables never decreases, which the storage library relies on (`store.rs`).
@@ -35,14 +39,17 @@ use crate::log::{
     record::{checksum, timestamp},
 };
 
-/// Versions of this layout; a store with another one is not opened.
+/// Versions of this layout; a store with a later one is not opened.
 pub(super) const FIRST_FORMAT: u32 = 1;
-pub(super) const FORMAT: u32 = 2;
+pub(super) const SHARED_FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 pub(super) const FORMAT_KEY: &[u8] = b"format";
 pub(super) const BROKER_PREFIX: &str = "broker/";
 /// Prefixes of the keyspaces of one log and of many.
 pub(super) const OWN_PREFIX: &str = "events-";
 pub(super) const SHARED_PREFIX: &str = "shared-";
+/// Ends the name of the log of a broker's ids. Names of brokers have no dot.
+const IDS: &str = ".ids";
 pub(super) const FREE_PREFIX: &str = "free/";
 pub(super) const GIVEN_BACK_KEY: &[u8] = b"given-back";
 
@@ -146,6 +153,16 @@ pub(super) fn keyspace_of(id: u32) -> String {
 /// Whether the keyspace of this name holds records.
 pub(super) fn holds_records(keyspace: &str) -> bool {
     keyspace.starts_with(OWN_PREFIX) || keyspace.starts_with(SHARED_PREFIX)
+}
+
+/// Name of the log of a broker's ids.
+pub(super) fn ids_of(broker: &str) -> String {
+    format!("{broker}{IDS}")
+}
+
+/// The broker whose ids a log of this name has, if it is a log of ids.
+pub(super) fn broker_of_ids(log: &str) -> Option<&str> {
+    log.strip_suffix(IDS)
 }
 
 pub(super) fn free_key(id: u32) -> Vec<u8> {

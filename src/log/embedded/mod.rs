@@ -33,7 +33,8 @@
 //! # Reading order
 //! `open.rs` serves appends, reads and saves. The committer is one thread and the only writer of records
 //! (`request.rs`, `saves.rs`, `commit.rs`, `committer.rs`); another thread cleans up after it (`keeper.rs`,
-//! `compaction.rs`). `places.rs` gives the logs their keyspaces, and `shares.rs` divides the log among namespaces.
+//! `compaction.rs`). `places.rs` gives the logs their keyspaces, and `shares.rs` divides the log among namespaces. `ids.rs` remembers the ids of
+//! events that must not be stored twice.
 //! Readers take recent records from memory (`tail.rs`) and older ones from the storage, on a few threads and in turns
 //! (`reads.rs`). `broker.rs` and `brokers.rs` hold in memory where each broker begins and ends. A damaged log is read
 //! without the storage library (`survey.rs`, `raw.rs`), and `salvage.rs` writes what is readable to a new one.
@@ -56,6 +57,9 @@ mod committer;
 mod compaction;
 mod directory;
 mod fail_points;
+mod ids;
+#[cfg(test)]
+mod ids_tests;
 mod journal;
 mod keeper;
 mod layout;
@@ -105,6 +109,7 @@ use self::{
     broker::OpenLog,
     brokers::Brokers,
     committer::Committer,
+    ids::IdIndex,
     lock::lock,
     open::{Open, PERMIT_BYTES},
     places::Places,
@@ -117,8 +122,9 @@ use self::{
     tail::Tail,
 };
 use super::{
-    Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogName,
-    LogProvider, LogRecord, NamespaceShare, Offset, Ownership, Partition, ReadLimit,
+    Append, Appended, BrokerName, Capacity, CheckpointChange, CheckpointKey, Checkpoints, IdWindow, Log,
+    LogBounds, LogError, LogName, LogProvider, LogRecord, NamespaceShare, Offset, Ownership, Partition,
+    ReadLimit, RememberedIds,
 };
 
 /// Capacity of the committer's queue, in requests.
@@ -141,8 +147,7 @@ impl EmbeddedLog {
 
     /// Returns the names of all logs that had a record and were not given back.
     pub fn names(&self) -> Vec<LogName> {
-        let brokers = self.0.shared.brokers.all().into_iter();
-        let stored = brokers.filter(|broker| broker.is_stored());
+        let stored = self.0.logs().filter(|broker| broker.is_stored());
         let mut names: Vec<_> = stored.map(|broker| LogName::from_key(&broker.name)).collect();
         names.sort();
         names
@@ -198,10 +203,12 @@ impl EmbeddedLog {
             trimmed: Default::default(),
             largest_keyspace: AtomicU64::new(0),
             short_of_places: Mutex::default(),
+            remembered: Mutex::default(),
         });
         let brokers = shared.brokers.all();
         let names: BTreeSet<_> = brokers
             .iter()
+            .filter(|broker| layout::broker_of_ids(&broker.name).is_none())
             .map(|broker| LogName::from_key(&broker.name).broker().clone())
             .collect();
         for broker in &names {
@@ -211,6 +218,12 @@ impl EmbeddedLog {
             .short()
             .clone_into(&mut lock::lock(&shared.short_of_places));
         shared.find_trimmed();
+        let mut ids = IdIndex::new(shared.options.max_ids);
+        for log in &brokers {
+            ids.load(&shared.store, log)
+                .map_err(|error| shared.read_error(&log.name, error))?;
+        }
+        shared.set_remembered(ids.remembered());
         // A crash may have happened between a trim and dropping its tables.
         for broker in brokers {
             if let Some(stored) = broker.stored().filter(|stored| !layout::is_shared(stored.id)) {
@@ -227,7 +240,7 @@ impl EmbeddedLog {
         let keeper_thread = spawn("log-keeper", Box::new(run))?;
         // Tables that were not merged before the log was closed.
         keeper.tidy_all_shared(&shared.store);
-        let committer = Committer::new(shared.clone(), acknowledged, keeper, places, records);
+        let committer = Committer::new(shared.clone(), acknowledged, keeper, places, ids, records);
         let committer_thread = spawn("log-committer", Box::new(move || committer.run(receiver)))?;
         let queue = Arc::new(Semaphore::new(shared.options.queue_bytes.div_ceil(PERMIT_BYTES)));
         Ok(Self(Arc::new(Open {
@@ -279,8 +292,9 @@ impl LogProvider for EmbeddedLog {
     }
 
     fn usage(&self) -> Vec<(LogName, u64)> {
-        let brokers = self.0.shared.brokers.all().into_iter();
-        let mut usage: Vec<_> = brokers
+        let mut usage: Vec<_> = self
+            .0
+            .logs()
             .map(|broker| (LogName::from_key(&broker.name), broker.state()))
             .filter(|(_, state)| state.first < state.next)
             .map(|(name, state)| (name, state.bytes()))
@@ -291,6 +305,22 @@ impl LogProvider for EmbeddedLog {
 
     fn capacity(&self) -> Option<&dyn Capacity> {
         Some(self)
+    }
+
+    fn remembered_ids(&self) -> Vec<(BrokerName, RememberedIds)> {
+        let remembered = lock(&self.0.shared.remembered);
+        let remembered = remembered.iter();
+        remembered
+            .map(|(broker, ids)| ((&**broker).into(), *ids))
+            .collect()
+    }
+
+    fn forget_ids(
+        &self,
+        windows: Vec<(BrokerName, IdWindow)>,
+        now: Option<Timestamp>,
+    ) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(self.0.forget_ids(windows, now))
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
@@ -336,7 +366,7 @@ impl Capacity for EmbeddedLog {
         &'a self,
         log: &'a LogName,
         append: Append,
-    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+    ) -> BoxFuture<'a, Result<Appended, LogError>> {
         let broker = self.0.shared.brokers.get_or_new(&log.to_string());
         let purpose = match log {
             LogName::Events(_) => Purpose::Replies,
@@ -346,9 +376,11 @@ impl Capacity for EmbeddedLog {
     }
 
     fn empty_logs(&self) -> Vec<LogName> {
-        let brokers = self.0.shared.brokers.all().into_iter();
         let is_empty = |state: broker::LogState| state.first == state.next;
-        let empty = brokers.filter(|broker| broker.is_stored() && is_empty(broker.state()));
+        let empty = self
+            .0
+            .logs()
+            .filter(|broker| broker.is_stored() && is_empty(broker.state()));
         empty.map(|broker| LogName::from_key(&broker.name)).collect()
     }
 
@@ -381,7 +413,7 @@ impl Log for OneLog {
         Partition::WHOLE
     }
 
-    fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, LogError>> {
         let broker = self.broker.clone();
         Box::pin(self.open.append_for(Purpose::NewEvents, broker, append))
     }

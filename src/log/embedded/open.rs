@@ -1,6 +1,6 @@
 //! The open directory, and the operations of logs and checkpoints on it.
 
-use std::{fs, sync::Arc, thread::JoinHandle};
+use std::{collections::HashMap, fs, sync::Arc, thread::JoinHandle};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -8,13 +8,17 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     broker::OpenLog,
+    layout,
     lock::lock,
     reads::{ReadRange, Readers},
     request::{Purpose, Request},
     shared::Shared,
     store::{self, BrokerKeyspace, ReadError, Store},
 };
-use crate::log::{Append, CheckpointChange, LogBounds, LogError, LogRecord, Offset, ReadLimit, record};
+use crate::log::{
+    Append, Appended, BrokerName, CheckpointChange, IdWindow, LogBounds, LogError, LogRecord, Offset,
+    ReadLimit, record,
+};
 
 /// Unit in which the queue's bytes are counted.
 pub(super) const PERMIT_BYTES: usize = 1024;
@@ -70,19 +74,34 @@ impl Open {
         }
     }
 
+    /// The logs of events and dead letters.
+    pub(super) fn logs(&self) -> impl Iterator<Item = Arc<OpenLog>> {
+        let logs = self.shared.brokers.all().into_iter();
+        logs.filter(|log| layout::broker_of_ids(&log.name).is_none())
+    }
+
     pub(super) async fn append_for(
         &self,
         purpose: Purpose,
         broker: Arc<OpenLog>,
-        Append { payloads, accepted }: Append,
-    ) -> Result<Offset, LogError> {
+        Append {
+            payloads,
+            accepted,
+            unique,
+        }: Append,
+    ) -> Result<Appended, LogError> {
         if payloads.is_empty() {
             // An empty append does not create a broker.
-            return Ok(broker.bounds().next);
+            return Ok(Appended {
+                first: broker.bounds().next,
+                repeats: 0,
+            });
         }
         let length: usize = payloads.iter().map(Bytes::len).sum();
-        // Reject at once when there is no room, without involving the committer.
-        self.shared.check_room(purpose, &broker.name, length as u64)?;
+        // Reject at once when there is no room, without involving the committer. Repeats need none.
+        if unique.is_none() {
+            self.shared.check_room(purpose, &broker.name, length as u64)?;
+        }
         let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
         // A request larger than the queue takes all of it.
         let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
@@ -94,8 +113,28 @@ impl Open {
             broker,
             payloads,
             accepted_millis,
+            unique,
             reply,
             permit,
+        })
+        .await
+    }
+
+    pub(super) async fn forget_ids(
+        &self,
+        windows: Vec<(BrokerName, IdWindow)>,
+        now: Option<Timestamp>,
+    ) -> Result<(), LogError> {
+        let windows = windows.into_iter();
+        let windows = windows.map(|(broker, window)| (broker.as_str().into(), window));
+        let windows = windows.collect::<HashMap<Arc<str>, _>>();
+        if windows.is_empty() && lock(&self.shared.remembered).is_empty() {
+            return Ok(());
+        }
+        self.request(|reply| Request::ForgetIds {
+            windows,
+            now_millis: now.map(record::millis),
+            reply,
         })
         .await
     }

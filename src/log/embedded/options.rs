@@ -4,6 +4,9 @@ use super::places::MAX_PLACES;
 
 const MIB: u64 = 1024 * 1024;
 
+/// Approximate bytes of memory of a remembered id.
+const ID: u64 = 100;
+
 /// Limits of an [`EmbeddedLog`](super::EmbeddedLog) on its volume and memory.
 #[derive(Clone, Debug)]
 pub struct EmbeddedOptions {
@@ -24,6 +27,16 @@ pub struct EmbeddedOptions {
     pub own_keyspaces: u32,
     /// Number of logs that can have records, counting one for the dead letters of each broker with events.
     pub places: u32,
+    /// Number of ids that brokers with deduplication remember together, at about 100 bytes of memory each. Beyond it,
+    /// the namespace that remembers most forgets its oldest.
+    pub max_ids: usize,
+}
+
+impl EmbeddedOptions {
+    /// Number of ids that can be remembered in so many bytes of memory.
+    pub fn ids_within(bytes: u64) -> usize {
+        usize::try_from(bytes / ID).unwrap_or(usize::MAX)
+    }
 }
 
 impl Default for EmbeddedOptions {
@@ -36,6 +49,7 @@ impl Default for EmbeddedOptions {
             queue_bytes: 4 * 1024 * 1024,
             own_keyspaces: 800,
             places: MAX_PLACES,
+            max_ids: 300_000,
         }
     }
 }

@@ -42,6 +42,12 @@ pub(super) struct BrokerPlaces {
 }
 
 impl BrokerPlaces {
+    /// All places of a broker.
+    pub(super) const ALL: Self = Self {
+        events: true,
+        letters: true,
+    };
+
     /// Places that are taken or reserved.
     fn count(self) -> u64 {
         match self {

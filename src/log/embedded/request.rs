@@ -1,12 +1,12 @@
 //! Requests to the committer.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::broker::OpenLog;
-use crate::log::{LogError, Offset};
+use crate::log::{Appended, IdWindow, LogError, Offset, Unique};
 
 /// Channel for the answer to a request.
 pub(super) type ReplySender<T> = oneshot::Sender<Result<T, LogError>>;
@@ -18,7 +18,8 @@ pub(super) enum Request {
         broker: Arc<OpenLog>,
         payloads: Vec<Bytes>,
         accepted_millis: i64,
-        reply: ReplySender<Offset>,
+        unique: Option<Unique>,
+        reply: ReplySender<Appended>,
         /// Bounds the waiting bytes; released when the request is done.
         permit: OwnedSemaphorePermit,
     },
@@ -36,6 +37,12 @@ pub(super) enum Request {
     GiveBack {
         logs: Vec<Arc<OpenLog>>,
         reply: ReplySender<usize>,
+    },
+    /// Forgets the ids outside of the windows of their brokers.
+    ForgetIds {
+        windows: HashMap<Arc<str>, IdWindow>,
+        now_millis: Option<i64>,
+        reply: ReplySender<()>,
     },
     Sync {
         reply: ReplySender<()>,

@@ -12,7 +12,10 @@ use super::{
     EmbeddedLog, EmbeddedOptions,
     acknowledged::Acknowledged,
     compaction,
-    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, GivenBack, RecordHeader, Registered, SHARED_IDS},
+    layout::{
+        self, FIRST_FORMAT, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, GivenBack, RecordHeader, Registered,
+        SHARED_FORMAT, SHARED_IDS,
+    },
     raw,
     store::{BrokerKeyspace, MIB, Store},
     survey::{RecordLocation, Report, Survey, SurveyedBroker},
@@ -70,22 +73,30 @@ fn write(survey: &Survey, store: &Store) -> Result<u64, String> {
     };
     let ids = (0..own).chain(given_back.next_shared..);
     let mut ever = given_back.records;
-    let mut is_new = survey.given_back != GivenBack::default();
+    let mut format = match survey.given_back == GivenBack::default() {
+        true => FIRST_FORMAT,
+        false => SHARED_FORMAT,
+    };
     for ((id, found), report) in ids.zip(&survey.brokers).zip(&survey.report.brokers) {
         let events = store.keyspace(id).map_err(failed)?;
         let writer = Writer::new(store, BrokerKeyspace { id, events });
         let (registered, end) = writer.write(survey, found, id)?;
         ever += end - registered.start;
-        is_new |= layout::is_shared(id) || registered.start > 0;
+        if layout::is_shared(id) || registered.start > 0 {
+            format = format.max(SHARED_FORMAT);
+        }
+        if layout::broker_of_ids(&report.name).is_some() {
+            format = FORMAT;
+        }
         batch.insert(
             &store.meta,
             layout::broker_key(&report.name),
             registered.to_value(),
         );
     }
-    if is_new {
+    if format > FIRST_FORMAT {
         batch.insert(&store.meta, GIVEN_BACK_KEY, given_back.to_value());
-        batch.insert(&store.meta, FORMAT_KEY, FORMAT.to_be_bytes());
+        batch.insert(&store.meta, FORMAT_KEY, format.to_be_bytes());
     }
     for (key, value) in &survey.cursors {
         batch.insert(&store.cursors, key.as_slice(), value.as_slice());

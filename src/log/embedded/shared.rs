@@ -1,10 +1,11 @@
 //! State shared by the committer, the keeper and the readers.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -24,7 +25,7 @@ use super::{
     store::{self, ReadError, Store},
     tail::Tail,
 };
-use crate::log::LogError;
+use crate::log::{LogError, RememberedIds};
 
 /// Returns the free bytes of a volume.
 pub(super) type FreeSpace = Box<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
@@ -48,6 +49,8 @@ pub(super) struct Shared {
     pub(super) largest_keyspace: AtomicU64,
     /// Who is about to run out of places of logs.
     pub(super) short_of_places: Mutex<ShortOfPlaces>,
+    /// What brokers with deduplication remember.
+    pub(super) remembered: Mutex<BTreeMap<Arc<str>, RememberedIds>>,
 }
 
 impl Shared {
@@ -129,6 +132,11 @@ impl Shared {
         let largest = keyspaces.map(|keyspace| keyspace.disk_space()).max();
         self.largest_keyspace
             .store(largest.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Notes what brokers with deduplication remember.
+    pub(super) fn set_remembered(&self, remembered: BTreeMap<Arc<str>, RememberedIds>) {
+        *lock(&self.remembered) = remembered;
     }
 
     pub(super) fn count_fsync(&self) {

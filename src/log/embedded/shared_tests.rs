@@ -34,7 +34,7 @@ async fn the_format_is_raised_by_what_earlier_versions_cannot_read() {
     assert_eq!(format_of(&log), layout::FIRST_FORMAT);
     log.append("n/b", payloads(&["a"]), at(0)).await.unwrap();
     assert!(layout::is_shared(id_of(&log, "n/b")));
-    assert_eq!(format_of(&log), layout::FORMAT);
+    assert_eq!(format_of(&log), layout::SHARED_FORMAT);
     drop(log);
     open(directory.path()).unwrap();
 
@@ -43,7 +43,7 @@ async fn the_format_is_raised_by_what_earlier_versions_cannot_read() {
     log.append("n/a", payloads(&["a"]), at(0)).await.unwrap();
     log.trim("n/a", Offset(1)).await.unwrap();
     assert_eq!(give_back(&log, &["n/a"]).await, 1);
-    assert_eq!(format_of(&log), layout::FORMAT);
+    assert_eq!(format_of(&log), layout::SHARED_FORMAT);
 }
 
 #[tokio::test]

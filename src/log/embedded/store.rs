@@ -217,7 +217,7 @@ impl Store {
             .and_then(|format| format.try_into().ok())
             .map(u32::from_be_bytes);
         let format = match format {
-            Some(format @ (FIRST_FORMAT | FORMAT)) => format,
+            Some(format @ FIRST_FORMAT..=FORMAT) => format,
             Some(other) => {
                 return Err(LogError::Open {
                     path: directory.to_owned(),

@@ -416,8 +416,8 @@ impl Survey {
 
     fn registered(&mut self, meta: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<(String, Registered)> {
         let format = meta.get(layout::FORMAT_KEY).map(Vec::as_slice);
-        let formats = [layout::FIRST_FORMAT, layout::FORMAT].map(u32::to_be_bytes);
-        if !formats.iter().any(|known| format == Some(known)) {
+        let mut formats = (layout::FIRST_FORMAT..=layout::FORMAT).map(u32::to_be_bytes);
+        if !formats.any(|known| format == Some(&known)) {
             self.damaged("the format version of the log is lost, or another one".into());
         }
         if let Some(value) = meta.get(layout::GIVEN_BACK_KEY) {

@@ -32,6 +32,9 @@ pub(super) struct StreamConfig {
     pub(super) num_replicas: u8,
     /// -1 if there is no limit.
     pub(super) max_bytes: i64,
+    /// Nanoseconds for which ids are remembered.
+    #[serde(default)]
+    pub(super) duplicate_window: u64,
     #[serde(default)]
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -91,6 +94,24 @@ struct Encoded {
     seq: u64,
     #[serde(default)]
     data: String,
+    #[serde(default)]
+    hdrs: String,
+}
+
+/// A message of a stream.
+pub(super) struct StreamMessage {
+    pub(super) sequence: u64,
+    headers: String,
+    pub(super) content: Bytes,
+}
+
+impl StreamMessage {
+    /// Returns the value of a header.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.headers.lines().filter_map(|line| line.split_once(':'));
+        let found = headers.find(|(header, _)| *header == name);
+        found.map(|(_, value)| value.trim())
+    }
 }
 
 /// One page of the list of streams, which is ordered by name.
@@ -221,17 +242,17 @@ impl Session {
         wait: Duration,
     ) -> Result<Option<Bytes>, NatsError> {
         let found = self.stored_message(stream, which, wait).await?;
-        Ok(found.map(|(_, content)| content))
+        Ok(found.map(|found| found.content))
     }
 
-    /// Returns a message from the leader of its stream, as its sequence and content, by its sequence (`seq`) or as the
-    /// last of its subject (`last_by_subj`).
+    /// Returns a message from the leader of its stream, by its sequence (`seq`) or as the last of its subject
+    /// (`last_by_subj`).
     pub(super) async fn stored_message(
         &self,
         stream: &str,
         which: &serde_json::Value,
         wait: Duration,
-    ) -> Result<Option<(u64, Bytes)>, NatsError> {
+    ) -> Result<Option<StreamMessage>, NatsError> {
         #[derive(Deserialize)]
         struct OneMessage {
             message: Encoded,
@@ -241,9 +262,15 @@ impl Session {
             Err(NatsError::Rejected(rejection)) if rejection.err_code == NO_MESSAGE => return Ok(None),
             found => found?,
         };
-        let content = BASE64_STANDARD.decode(message.data);
-        let content = content.map_err(|e| NatsError::Unexpected(e.to_string()))?;
-        Ok(Some((message.seq, content.into())))
+        let decode = |text: String| {
+            let decoded = BASE64_STANDARD.decode(text);
+            decoded.map_err(|e| NatsError::Unexpected(e.to_string()))
+        };
+        Ok(Some(StreamMessage {
+            sequence: message.seq,
+            headers: String::from_utf8_lossy(&decode(message.hdrs)?).into_owned(),
+            content: decode(message.data)?.into(),
+        }))
     }
 
     /// Removes the messages below a sequence.

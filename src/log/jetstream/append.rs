@@ -2,6 +2,7 @@
 //! several as one atomic batch.
 
 use bytes::Bytes;
+use tokio::sync::{AcquireError, SemaphorePermit};
 use uuid::Uuid;
 
 use super::{
@@ -13,17 +14,27 @@ use super::{
     streams::{JetStream, PERMIT_BYTES},
     tracked::Tracked,
 };
-use crate::log::{Append, LogError, LogName, Offset, Partition, record};
+use crate::log::{Append, Appended, LogError, LogName, Offset, Partition, record};
+
+/// Held by an append until it is done.
+pub(super) struct AppendPlaces<'a> {
+    _room: Result<SemaphorePermit<'a>, AcquireError>,
+    _batch: Option<Result<SemaphorePermit<'a>, AcquireError>>,
+}
 
 impl JetStream {
-    pub(super) async fn append(&self, log: &Tracked, append: Append) -> Result<Offset, LogError> {
+    pub(super) async fn append(&self, log: &Tracked, append: Append) -> Result<Appended, LogError> {
         if append.payloads.is_empty() {
-            return Ok(self.bounds(log).await?.next);
+            return Ok(Appended {
+                first: self.bounds(log).await?.next,
+                repeats: 0,
+            });
         }
         let before = log.bounds().next;
-        let first = self
+        let appended = self
             .store_append(log, &Uuid::new_v4().to_string(), append)
             .await?;
+        let first = appended.first;
         if first < before {
             log.lost_end(before, first, first.plus(1), true);
         }
@@ -37,7 +48,7 @@ impl JetStream {
                 log.location.stream
             )));
         }
-        Ok(first)
+        Ok(appended)
     }
 
     /// Appends unless an append with this id is remembered, and returns the offset of that one then.
@@ -46,16 +57,41 @@ impl JetStream {
         log: &Tracked,
         id: &str,
         append: Append,
-    ) -> Result<Offset, LogError> {
+    ) -> Result<Appended, LogError> {
         // A router that was paused would append what others have appended long ago.
         self.turn.check()?;
         self.store_append(log, id, append).await
     }
 
-    async fn store_append(&self, log: &Tracked, id: &str, append: Append) -> Result<Offset, LogError> {
-        let Append { payloads, accepted } = append;
-        self.check_size(log, &payloads)?;
+    async fn store_append(&self, log: &Tracked, id: &str, mut append: Append) -> Result<Appended, LogError> {
+        if let Some(unique) = append.unique.take() {
+            return self.append_unique(log, append, unique).await;
+        }
+        let Append {
+            payloads,
+            accepted,
+            unique: _,
+        } = append;
         let patience = Patience::new(self.options.timeout);
+        let _places = self.enter(log, &payloads, &patience).await?;
+        let count = payloads.len() as u64;
+        let (sequence, bytes) = self
+            .store_records(log, id, record::millis(accepted), payloads, patience)
+            .await?;
+        let first = Offset(sequence.saturating_sub(1));
+        log.appended(first.plus(count), bytes as u64);
+        self.grew(&log.name);
+        Ok(Appended { first, repeats: 0 })
+    }
+
+    /// Prepares an append: checks its size, and waits until it may begin.
+    pub(super) async fn enter<'a>(
+        &'a self,
+        log: &'a Tracked,
+        payloads: &[Bytes],
+        patience: &Patience,
+    ) -> Result<AppendPlaces<'a>, LogError> {
+        self.check_size(log, payloads)?;
         if !log.is_ready()
             && let LogName::Events(broker) = &log.name
         {
@@ -64,21 +100,17 @@ impl JetStream {
             patience.within("the number of partitions", deciding).await??;
         }
         let bytes: usize = payloads.iter().map(Bytes::len).sum();
-        let _room = patience
+        let room = patience
             .within("other appends", self.room.acquire_many(self.permits(bytes)))
             .await?;
-        let _batch = match payloads.len() {
+        let batch = match payloads.len() {
             1 => None,
             _ => Some(patience.within("other batches", log.batches.acquire()).await?),
         };
-        let count = payloads.len() as u64;
-        let (sequence, bytes) = self
-            .store_records(log, id, record::millis(accepted), payloads, patience)
-            .await?;
-        let first = Offset(sequence.saturating_sub(1));
-        log.appended(first.plus(count), bytes as u64);
-        self.grew(&log.name);
-        Ok(first)
+        Ok(AppendPlaces {
+            _room: room,
+            _batch: batch,
+        })
     }
 
     /// Fences the owners of a log's shards. The next owners read the end of the stream again, and correct the positions.
@@ -112,6 +144,10 @@ impl JetStream {
             let attempt = async {
                 if !log.is_ready() {
                     self.create(log, wait).await?;
+                }
+                if log.id_window().is_some_and(|window| window > self.id_window()) {
+                    // The broker had deduplication.
+                    self.set_window(log, self.id_window(), wait).await?;
                 }
                 if let Some(payloads) = payloads.take() {
                     let millis = log.accept(accepted_millis);
@@ -172,7 +208,7 @@ impl JetStream {
     }
 }
 
-fn outgoing(subject: &str, accepted_millis: i64, payloads: &[Bytes]) -> Vec<NatsMessage> {
+pub(super) fn outgoing(subject: &str, accepted_millis: i64, payloads: &[Bytes]) -> Vec<NatsMessage> {
     let messages = payloads.iter();
     let messages = messages.map(|payload| NatsMessage::encoded(subject, accepted_millis, payload));
     messages.collect()

@@ -21,7 +21,7 @@
 //! `connect.rs` connects and checks the servers (`credentials.rs`, `options.rs`). `session.rs` makes requests and
 //! classifies failures as permanent or retryable (`patience.rs` retries); `api.rs` has the JSON. `streams.rs` and
 //! `tracked.rs` cache the state of each stream, and `health.rs` that of the servers; `watch.rs` updates both.
-//! `append.rs` (on `publish.rs`), `reads.rs` (with `recent.rs`) and `upkeep.rs` are the operations of a log,
+//! `append.rs` and `unique.rs` (on `publish.rs`), `reads.rs` (with `recent.rs`) and `upkeep.rs` are the operations of a log,
 //! `state.rs` and `saves.rs` those of checkpoints. `decide.rs` (on `partitions.rs`) decides into how many partitions the
 //! events of a broker are divided. `members.rs` has the routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the
 //! period for which this router may deliver. `copy.rs` copies the logs of another provider, and `ask.rs` lets routers
@@ -58,6 +58,7 @@ mod streams;
 pub(crate) mod tests;
 mod tracked;
 mod turn;
+mod unique;
 mod upkeep;
 mod watch;
 
@@ -83,8 +84,8 @@ use tokio::{
 
 use self::{saves::SaveRequest, streams::JetStream, tracked::Tracked};
 use super::{
-    Append, BrokerName, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogHealth,
-    LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
+    Append, Appended, BrokerName, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError,
+    LogHealth, LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
 };
 
 /// The logs in a JetStream account. The connection and the background tasks end once this and all handles of its logs
@@ -218,6 +219,10 @@ impl LogProvider for JetStreamLog {
         })
     }
 
+    fn remembers_by_records(&self) -> bool {
+        true
+    }
+
     fn usage(&self) -> Vec<(LogName, u64)> {
         let logs = self.0.streams.logs().into_iter();
         logs.filter(|log| log.bounds().first < log.bounds().next)
@@ -260,11 +265,11 @@ impl Log for StreamLog {
         Partition::WHOLE
     }
 
-    fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, LogError>> {
         Box::pin(self.connected.streams.append(&self.log, append))
     }
 
-    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Offset, LogError>> {
+    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Appended, LogError>> {
         Box::pin(self.connected.streams.append_once(&self.log, id, append))
     }
 

@@ -22,7 +22,7 @@ const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 /// Error: the batch has an id that is already stored.
-const DUPLICATE_IN_BATCH: u32 = 10201;
+pub(super) const DUPLICATE_IN_BATCH: u32 = 10201;
 
 /// A message to store.
 #[derive(Clone, Debug)]
@@ -48,18 +48,34 @@ impl NatsMessage {
 struct Ack {
     #[serde(default)]
     seq: u64,
+    #[serde(default)]
+    duplicate: bool,
     error: Option<Rejection>,
+}
+
+/// A message that the server has stored, now or before.
+pub(super) struct StoredMessage {
+    pub(super) sequence: u64,
+    /// Whether an earlier message with its id was stored, and not this one.
+    pub(super) is_duplicate: bool,
 }
 
 impl Ack {
     fn parse(answer: &[u8]) -> Result<u64, NatsError> {
+        Ok(Self::read(answer)?.sequence)
+    }
+
+    fn read(answer: &[u8]) -> Result<StoredMessage, NatsError> {
         let ack: Self = serde_json::from_slice(answer).map_err(|e| NatsError::Unexpected(e.to_string()))?;
         match ack.error {
             Some(rejection) => Err(NatsError::Rejected(rejection)),
             None if ack.seq == 0 => Err(NatsError::Unexpected(
                 "an acknowledgement without a sequence".to_owned(),
             )),
-            None => Ok(ack.seq),
+            None => Ok(StoredMessage {
+                sequence: ack.seq,
+                is_duplicate: ack.duplicate,
+            }),
         }
     }
 }
@@ -89,14 +105,32 @@ impl Session {
         }
     }
 
+    /// Tries once to store messages with ids of their own in one stream, all or none, and returns the sequence of the first.
+    pub(super) async fn store_all(&self, messages: &[NatsMessage], wait: Duration) -> Result<u64, NatsError> {
+        match messages {
+            [] => Err(NatsError::Unexpected("nothing to store".to_owned())),
+            [one] => self.store_one(one.clone(), wait).await,
+            [first, between @ .., last] => self.store_batch(first, between, last, wait).await,
+        }
+    }
+
     async fn store_one(&self, message: NatsMessage, wait: Duration) -> Result<u64, NatsError> {
+        Ok(self.store_message(message, wait).await?.sequence)
+    }
+
+    /// Tries once to store a message.
+    pub(super) async fn store_message(
+        &self,
+        message: NatsMessage,
+        wait: Duration,
+    ) -> Result<StoredMessage, NatsError> {
         let NatsMessage {
             subject,
             headers,
             content,
         } = message;
         let answer = self.request(&subject, headers, content, wait).await?;
-        Ack::parse(&answer.payload)
+        Ack::read(&answer.payload)
     }
 
     /// Waits for the response to the first message before it sends the others: a rejection then costs only one message.

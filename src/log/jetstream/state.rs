@@ -142,7 +142,7 @@ impl JetStream {
         let mut patience = Patience::new(self.options.timeout);
         let message = |wait| self.session.stored_message(names::STATE, &which, wait);
         Ok(match patience.retry(message).await? {
-            Some((sequence, content)) => (sequence, self.value(subject, &content)?),
+            Some(found) => (found.sequence, self.value(subject, &found.content)?),
             None => (0, None),
         })
     }

@@ -245,7 +245,7 @@ impl JetStream {
     }
 
     /// Returns the nanoseconds for which the server remembers ids.
-    fn id_window(&self) -> u64 {
+    pub(super) fn id_window(&self) -> u64 {
         let window = self.options.timeout.saturating_mul(ID_TIMEOUTS);
         u64::try_from(window.max(REMEMBERED).as_nanos()).unwrap_or(u64::MAX)
     }

@@ -35,6 +35,8 @@ struct Sight {
     created: Option<String>,
     /// Newest time of a record, in milliseconds; `None` until it is known, and appends must wait.
     newest: Option<i64>,
+    /// Nanoseconds for which the server remembers ids, once known.
+    id_window: Option<u64>,
 }
 
 impl Tracked {
@@ -84,6 +86,11 @@ impl Tracked {
         self.sight().newest.is_some()
     }
 
+    /// Nanoseconds for which the server remembers ids, as last seen.
+    pub(super) fn id_window(&self) -> Option<u64> {
+        self.sight().id_window
+    }
+
     /// Allows appends. `newest_millis` is the newest time in the log.
     pub(super) fn set_ready(&self, newest_millis: i64) {
         let mut sight = self.sight();
@@ -122,6 +129,7 @@ impl Tracked {
             self.recent.forget();
         }
         sight.created = Some(info.created.clone());
+        sight.id_window = Some(info.config.duplicate_window);
         sight.bounds.next = sight.bounds.next.max(bounds.next);
         sight.bounds.first = sight.bounds.first.max(bounds.first);
         sight.bytes = info.state.bytes;

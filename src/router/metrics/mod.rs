@@ -1,6 +1,7 @@
 //! Prometheus metrics of a router. The operator's documentation lists their names.
 
 mod certificate;
+mod deduplication;
 mod delivery;
 mod gauge;
 mod hooks;
@@ -21,8 +22,8 @@ use prometheus_client::{
 };
 
 use self::{
-    certificate::CertificateCollector, delivery::DeliveryCollector, gauge::gauge_value,
-    servers::ServerCollector, sources::SourceCollector,
+    certificate::CertificateCollector, deduplication::DeduplicationCollector, delivery::DeliveryCollector,
+    gauge::gauge_value, servers::ServerCollector, sources::SourceCollector,
 };
 use crate::{descriptors, log::LogProvider, ownership::Shards, server::ListenerTls};
 
@@ -81,6 +82,10 @@ impl Metrics {
             configuration.0.clone(),
         );
         registry.register_collector(Box::new(ServerCollector {
+            logs: logs.clone(),
+            shards: shards.clone(),
+        }));
+        registry.register_collector(Box::new(DeduplicationCollector {
             logs: logs.clone(),
             shards: shards.clone(),
         }));
@@ -215,6 +220,7 @@ mod tests {
         let append = Append {
             payloads: vec!["event".into()],
             accepted: jiff::Timestamp::now(),
+            unique: None,
         };
         let log = logs.open(&LogName::from_key("shop/default.dead-letters"));
         log.append(append).await.unwrap();

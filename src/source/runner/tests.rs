@@ -198,7 +198,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn start(wall: &str) -> (Arc<TestLog>, Arc<TestClock>, Sources) {
     let log = TestLog::new();
     let clock = TestClock::at(wall);
-    let intake = Intake::new(Arc::new(log.logs.clone()), log.clone());
+    let intake = Intake::new(Arc::new(log.logs.clone()), log.clone(), Arc::default());
     let sources = Sources::with_clock(intake, Arc::clone(&clock) as _);
     (log, clock, sources)
 }
@@ -386,7 +386,7 @@ async fn resumed(before: &routing::Source, after: &routing::Source, back: &str, 
     clock.advance(1, Duration::ZERO).await;
     sources.shutdown().await;
     clock.put(0, back).await;
-    let intake = Intake::new(Arc::new(log.logs.clone()), log.clone());
+    let intake = Intake::new(Arc::new(log.logs.clone()), log.clone(), Arc::default());
     let mut sources = Sources::with_clock(intake, Arc::clone(&clock) as _);
     sources.apply(std::slice::from_ref(after), false, |_| log.place(false));
     let times = log.times(count).await;
@@ -451,7 +451,7 @@ async fn at_most_a_hundred_missed_times_are_made_up_for_and_the_others_counted()
     log.settled("a", "2026-11-24T08:00:10Z").await;
     sources.shutdown().await;
     clock.put(0, "2026-11-24T10:00:30Z").await;
-    let intake = Intake::new(Arc::new(log.logs.clone()), log.clone());
+    let intake = Intake::new(Arc::new(log.logs.clone()), log.clone(), Arc::default());
     let mut sources = Sources::with_clock(intake, Arc::clone(&clock) as _);
     let statistics = sources.statistics();
     sources.apply(&each_minute, false, |_| log.place(false));
@@ -498,7 +498,7 @@ async fn sources_of_an_earlier_run_are_confirmed_before_they_catch_up() {
         clock.advance(1, Duration::ZERO).await;
         sources.shutdown().await;
         clock.put(0, "2026-11-24T08:01:10Z").await;
-        let intake = Intake::new(Arc::new(log.logs.clone()), log.clone());
+        let intake = Intake::new(Arc::new(log.logs.clone()), log.clone(), Arc::default());
         let mut sources = Sources::with_clock(intake, Arc::clone(&clock) as _);
         sources.apply(&each_minute, true, |_| log.place(false));
         clock.asleep(1).await;

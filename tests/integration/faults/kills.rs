@@ -2,10 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    thread,
     time::{Duration, Instant},
 };
 
-use super::{LocalRouter, Producers, Setup, all_arrive, check_order_by_key, kills, mapped, trigger};
+use super::{
+    LocalRouter, Producers, Setup, all_arrive, check_order_by_key, kills, mapped, post_event, trigger,
+};
 use crate::support::{Consumer, PATIENCE, eventually};
 
 /// A Trigger in order by key beside one that is not, and a router that has both.
@@ -17,8 +20,13 @@ struct Pair {
 
 impl Pair {
     fn start(setup: impl FnOnce(Setup) -> Setup) -> Self {
+        Self::start_with("", setup)
+    }
+
+    /// With further manifests.
+    fn start_with(manifests: &str, setup: impl FnOnce(Setup) -> Setup) -> Self {
         let [any, keyed] = [(); 2].map(|()| Consumer::start());
-        let manifests = trigger("any", "") + &trigger("keyed", "ordering: ByKey");
+        let manifests = trigger("any", "") + &trigger("keyed", "ordering: ByKey") + manifests;
         let services = [mapped("any", &any), mapped("keyed", &keyed)];
         Self {
             router: setup(Setup::new(&manifests, &services)).launch(),
@@ -86,11 +94,49 @@ fn no_acknowledged_event_is_lost_when_the_router_is_killed_again_and_again() {
     }
 }
 
+/// The manifest of a broker that recognizes repeats.
+const DEDUPLICATION: &str = "---\napiVersion: weir.dev/v1alpha1\nkind: Broker\n\
+                             metadata: {name: default, namespace: shop}\nspec: {deduplication: {}}\n";
+
+/// Producers that send each event until it is acknowledged, and then once more, perhaps to the next process.
+fn insistent_producers(url: &str) -> Producers {
+    let url = url.to_owned();
+    Producers::by(4, move |key, id| {
+        let began = Instant::now();
+        let mut acknowledged = 0;
+        loop {
+            let answer = post_event(&url, id, key, bytes::Bytes::from_static(b"data"));
+            match &answer {
+                Ok(answered) if answered.status == 202 => acknowledged += 1,
+                Ok(answered) => assert_ne!(answered.status, 422, "{}", answered.text()),
+                Err(_) => {}
+            }
+            if acknowledged == 2 || began.elapsed() > PATIENCE {
+                return answer;
+            }
+            if answer.is_err() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    })
+}
+
+/// The accounting of the Triggers shows an event that is stored twice. Its records are trimmed meanwhile.
+#[test]
+fn what_is_sent_again_is_stored_once_when_the_router_is_killed_again_and_again() {
+    let mut pair = Pair::start_with(DEDUPLICATION, |setup| setup.argument("--retention-size=1KiB"));
+    pair.router.wait_until_ready();
+    let producers = insistent_producers(&pair.router.url());
+    for round in 0..kills() {
+        producers.wait_for_more(20 + (round as usize * 37) % 150);
+        pair.router.kill_and_restart();
+    }
+    pair.check("sent again, at random", kills(), producers);
+}
+
 /// What needs a binary with fail points; `src/log/embedded/fail_points.rs` names them.
 #[cfg(feature = "failpoints")]
 mod at_fail_points {
-    use std::thread;
-
     use super::*;
     use crate::faults::is_long;
 
@@ -101,12 +147,25 @@ mod at_fail_points {
 
     /// Kills a router under load at a point, again and again, each time at another pass below `passes`.
     fn survives_kills_at(point: &str, kills: u32, passes: u32, data: usize) {
+        let producers = |url: &str| Producers::with_data(url, data);
+        survives_with("", point, kills, passes, producers);
+    }
+
+    fn survives_with(
+        manifests: &str,
+        point: &str,
+        kills: u32,
+        passes: u32,
+        producers: impl FnOnce(&str) -> Producers,
+    ) {
         let actions = |kill: u32| {
             let action = ["late kill", "kill"][kill as usize % 2];
             format!("{point}={}*off->return({action})", fastrand::u32(0..passes))
         };
-        let mut pair = Pair::start(|setup| setup.argument("--retention-size=1KiB").fail_points(&actions(0)));
-        let producers = Producers::with_data(&pair.router.url(), data);
+        let mut pair = Pair::start_with(manifests, |setup| {
+            setup.argument("--retention-size=1KiB").fail_points(&actions(0))
+        });
+        let producers = producers(&pair.router.url());
         for kill in 0..kills {
             if kill > 0 {
                 pair.router.relaunch(&actions(kill));
@@ -145,6 +204,19 @@ mod at_fail_points {
         ];
         each_on_its_own(&points, 2, |point| {
             survives_kills_at(point, kills_each(), 60, 512);
+        });
+    }
+
+    #[test]
+    fn what_is_sent_again_is_stored_once_when_the_router_dies_on_the_way_to_an_acknowledgement() {
+        let points = [
+            "log-before-write",
+            "log-after-write",
+            "log-after-fsync",
+            "log-before-acknowledgement",
+        ];
+        each_on_its_own(&points, 2, |point| {
+            survives_with(DEDUPLICATION, point, kills_each(), 60, insistent_producers);
         });
     }
 

@@ -132,6 +132,7 @@ async fn a_fenced_save_ends_the_turn() {
     log.append(Append {
         payloads: vec![Bytes::from_static(b"event")],
         accepted: Timestamp::UNIX_EPOCH,
+        unique: None,
     })
     .await
     .unwrap();
@@ -175,7 +176,12 @@ async fn a_stream_that_lost_its_end_gets_another_owner() {
         async move {
             let payloads = vec![Bytes::from_static(b"event")];
             let accepted = Timestamp::UNIX_EPOCH;
-            log.append(Append { payloads, accepted }).await
+            let append = Append {
+                payloads,
+                accepted,
+                unique: None,
+            };
+            Ok::<_, LogError>(log.append(append).await?.first)
         }
     };
     append(&one).await.unwrap();
@@ -212,12 +218,13 @@ async fn a_record_with_an_id_is_appended_once() {
     let append = |payload: &'static str| Append {
         payloads: vec![Bytes::from_static(payload.as_bytes())],
         accepted: Timestamp::UNIX_EPOCH,
+        unique: None,
     };
     for (log, id, offset) in [(0, "a", 0), (1, "a", 0), (0, "b", 1), (0, "a", 0), (1, "b", 1)] {
         let appended = logs[log].append_once(id, append(id)).await.unwrap();
-        assert_eq!(appended, Offset(offset), "{id}");
+        assert_eq!(appended.first, Offset(offset), "{id}");
     }
-    assert_eq!(logs[0].append(append("c")).await.unwrap(), Offset(2));
+    assert_eq!(logs[0].append(append("c")).await.unwrap().first, Offset(2));
     let over = LogError::Fenced("the turn is over".to_owned());
     one.0.streams.turn.end(over);
     let fenced = logs[0].append_once("d", append("d")).await;

@@ -10,6 +10,7 @@ mod partitions;
 mod routers;
 pub(crate) mod server;
 mod setup;
+mod unique;
 
 use proptest::prelude::*;
 

@@ -1,0 +1,236 @@
+//! Appends without repeats. Each message has its key as the id by which the server recognizes duplicates, and its digest
+//! in a header. The server remembers the ids for the `duplicate_window` of the stream, which is set to the window of the
+//! broker; after a restart it knows those of the messages in the stream, so records must be retained as long.
+//!
+//! The server rejects a whole batch because of one duplicate, and does not say which one it is. The messages of such a
+//! batch are then stored one by one.
+
+use std::time::Duration;
+
+use async_nats::header;
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use serde_json::{Value, json};
+
+use super::{
+    api::StreamInfo,
+    append::outgoing,
+    layout,
+    patience::Patience,
+    publish::{DUPLICATE_IN_BATCH, NatsMessage, StoredMessage},
+    session::{NatsError, Rejection},
+    streams::JetStream,
+    tracked::Tracked,
+};
+use crate::log::{Append, Appended, EventIdentity, IdWindow, LogError, Offset, Unique, record};
+
+/// Header with the digest of a message, in hexadecimal.
+const DIGEST: &str = "Weir-Digest";
+/// Messages of a batch with duplicates that are stored at a time.
+const AT_A_TIME: usize = 16;
+
+/// Outcome of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MessageOutcome {
+    /// Stored at this sequence.
+    Stored(u64),
+    /// Another one with its id and digest was stored before.
+    Repeat,
+}
+
+impl JetStream {
+    /// Appends records, except those whose keys are remembered.
+    pub(super) async fn append_unique(
+        &self,
+        log: &Tracked,
+        append: Append,
+        Unique { identities, window }: Unique,
+    ) -> Result<Appended, LogError> {
+        let Append {
+            payloads, accepted, ..
+        } = append;
+        let patience = Patience::new(self.options.timeout);
+        let _places = self.enter(log, &payloads, &patience).await?;
+        let messages = self
+            .unique_messages(log, record::millis(accepted), &payloads, &identities, window)
+            .await?;
+        let outcomes = self.store_unique(log, messages, patience).await?;
+        let stored = || {
+            outcomes.iter().filter_map(|outcome| match outcome {
+                MessageOutcome::Stored(sequence) => Some(*sequence),
+                MessageOutcome::Repeat => None,
+            })
+        };
+        if let Some(last) = stored().max() {
+            let bytes: usize = payloads.iter().map(Bytes::len).sum();
+            log.appended(Offset(last), bytes as u64);
+            self.grew(&log.name);
+        }
+        let first = stored().min().map(|first| Offset(first.saturating_sub(1)));
+        Ok(Appended {
+            first: first.unwrap_or(log.bounds().next),
+            repeats: outcomes.len() - stored().count(),
+        })
+    }
+
+    /// Creates the messages of records, once the stream exists with the window.
+    async fn unique_messages(
+        &self,
+        log: &Tracked,
+        accepted_millis: i64,
+        payloads: &[Bytes],
+        identities: &[EventIdentity],
+        window: IdWindow,
+    ) -> Result<Vec<NatsMessage>, LogError> {
+        let mut patience = Patience::new(self.options.timeout);
+        while let Err(error) = self.prepare(log, window, patience.attempt()).await {
+            patience.after(error).await?;
+        }
+        let millis = log.accept(accepted_millis);
+        let mut messages = outgoing(&log.location.subject, millis, payloads);
+        for (message, EventIdentity { key, digest }) in messages.iter_mut().zip(identities) {
+            let id = u128::from_be_bytes(*key);
+            message
+                .headers
+                .insert(header::NATS_MESSAGE_ID, format!("{id:032x}"));
+            message.headers.insert(DIGEST, format!("{digest:016x}"));
+        }
+        Ok(messages)
+    }
+
+    async fn prepare(&self, log: &Tracked, window: IdWindow, wait: Duration) -> Result<(), NatsError> {
+        if !log.is_ready() {
+            self.create(log, wait).await?;
+        }
+        let window = self.id_window().max(nanos(window.age));
+        self.set_window(log, window, wait).await
+    }
+
+    async fn store_unique(
+        &self,
+        log: &Tracked,
+        messages: Vec<NatsMessage>,
+        mut patience: Patience,
+    ) -> Result<Vec<MessageOutcome>, LogError> {
+        while messages.len() > 1 {
+            let wait = patience.attempt();
+            let storing = self.session.store_all(&messages, wait);
+            match patience.within("the stream", storing).await? {
+                Ok(first) => {
+                    let sequences = first..first + messages.len() as u64;
+                    return Ok(sequences.map(MessageOutcome::Stored).collect());
+                }
+                Err(NatsError::Rejected(Rejection {
+                    err_code: DUPLICATE_IN_BATCH,
+                    ..
+                })) => break,
+                Err(error) => self.after_failure(log, &mut patience, error).await?,
+            }
+        }
+        let storing = messages
+            .into_iter()
+            .enumerate()
+            .map(|(index, message)| async move { self.store_message(log, index, &message).await });
+        let outcomes = futures::stream::iter(storing).buffered(AT_A_TIME);
+        outcomes.try_collect().await
+    }
+
+    /// Stores a message, unless another one has its id.
+    async fn store_message(
+        &self,
+        log: &Tracked,
+        index: usize,
+        message: &NatsMessage,
+    ) -> Result<MessageOutcome, LogError> {
+        let mut patience = Patience::new(self.options.timeout);
+        loop {
+            let wait = patience.attempt();
+            let attempt = async {
+                let StoredMessage {
+                    sequence,
+                    is_duplicate,
+                } = self.session.store_message(message.clone(), wait).await?;
+                match is_duplicate {
+                    true => self.compare(log, index, message, sequence, wait).await,
+                    false => Ok(Ok(MessageOutcome::Stored(sequence))),
+                }
+            };
+            match attempt.await {
+                Ok(outcome) => return outcome,
+                Err(error) => self.after_failure(log, &mut patience, error).await?,
+            }
+        }
+    }
+
+    async fn after_failure(
+        &self,
+        log: &Tracked,
+        patience: &mut Patience,
+        error: NatsError,
+    ) -> Result<(), LogError> {
+        if matches!(error, NatsError::NoResponders(_)) {
+            log.set_unready();
+        }
+        patience.after(error).await
+    }
+
+    /// Compares a message with the stored one that has its id.
+    async fn compare(
+        &self,
+        log: &Tracked,
+        index: usize,
+        message: &NatsMessage,
+        sequence: u64,
+        wait: Duration,
+    ) -> Result<Result<MessageOutcome, LogError>, NatsError> {
+        let stream = &log.location.stream;
+        let which = json!({ "seq": sequence });
+        let Some(stored) = self.session.stored_message(stream, &which, wait).await? else {
+            // Removed, so nobody can tell.
+            return Ok(Ok(MessageOutcome::Repeat));
+        };
+        if stored.content == message.content {
+            // By an earlier attempt: no two events have the same lineage.
+            return Ok(Ok(MessageOutcome::Stored(sequence)));
+        }
+        let digest = message.headers.get(DIGEST).map(|digest| digest.as_str());
+        if stored.header(DIGEST) == digest {
+            return Ok(Ok(MessageOutcome::Repeat));
+        }
+        let accepted = layout::decode(&log.location.subject, &stored.content);
+        let millis = accepted.map_or(0, |(millis, _)| millis);
+        Ok(Err(LogError::Conflict {
+            index,
+            accepted: record::timestamp(millis),
+        }))
+    }
+
+    /// Sets the time for which the server remembers the ids of a stream, in nanoseconds.
+    pub(super) async fn set_window(
+        &self,
+        log: &Tracked,
+        window: u64,
+        wait: Duration,
+    ) -> Result<(), NatsError> {
+        if log.id_window() == Some(window) {
+            return Ok(());
+        }
+        let stream = &log.location.stream;
+        let mut info: Value = self
+            .session
+            .api(&format!("STREAM.INFO.{stream}"), &json!({}), wait)
+            .await?;
+        let mut config = info["config"].take();
+        config["duplicate_window"] = window.into();
+        let updated: StreamInfo = self
+            .session
+            .api(&format!("STREAM.UPDATE.{stream}"), &config, wait)
+            .await?;
+        log.observe(&updated);
+        Ok(())
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
