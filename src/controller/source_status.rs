@@ -28,6 +28,8 @@ pub(super) struct SourceFacts<'a> {
     pub(super) is_idle: bool,
     /// Time between two writes of the time of the last event.
     pub(super) shown_every: SignedDuration,
+    /// Why a Source of kind kubernetes does not work, whose condition `Connected` `weir sources` writes.
+    pub(super) objects_problem: Option<Finding>,
 }
 
 /// Computes a Source's status.
@@ -45,12 +47,15 @@ pub(super) fn source(
         suspended,
         broker,
         is_webhook,
+        is_kubernetes,
     } = diagnosis;
+    let is_schedule = !is_webhook && !is_kubernetes;
     let SourceFacts {
         applied: progress,
         seen,
         is_idle: _,
         shown_every,
+        objects_problem,
     } = facts;
     let before = present
         .map(|status| status.conditions.as_slice())
@@ -64,9 +69,9 @@ pub(super) fn source(
              weir router and --webhook-base-url of weir controller",
         )
     });
-    let unrun = match is_webhook {
-        true => None,
-        false => unrun_finding(facts, condition(before, READY), subject.generation),
+    let unrun = match is_schedule {
+        true => unrun_finding(facts, condition(before, READY), subject.generation),
+        false => objects_problem.clone().filter(|_| *is_kubernetes),
     };
     // Whether it was applied before is not known from a status that says that it does not run.
     let (applied, last) = match (progress, unrun) {
@@ -83,7 +88,8 @@ pub(super) fn source(
     let ready = first_problem(problems).unwrap_or_else(|| Finding::good("Ready", &*valid.message));
     let may_come = valid.holds && held.is_none() && unserved.is_none();
     let connected = match is_webhook {
-        _ if !may_come => None,
+        // `weir sources` writes that of the kind kubernetes.
+        _ if !may_come || *is_kubernetes => None,
         _ if **progress == Applied::NoRouter => condition(before, CONNECTED).cloned(),
         true => Some(receiving(seen, subject.generation, present, now)),
         false => scheduling(facts, subject.generation, before, now),
@@ -250,6 +256,7 @@ mod tests {
             suspended: false,
             broker: "n/default".into(),
             is_webhook,
+            is_kubernetes: false,
         }
     }
 
@@ -292,6 +299,7 @@ mod tests {
             seen,
             is_idle,
             shown_every: EVERY,
+            objects_problem: None,
         };
         let hooks = Some("https://hooks.example.com/");
         source(diagnosis, &facts, present, None, hooks, &at(second))
@@ -539,6 +547,7 @@ mod tests {
                 seen: &none(),
                 is_idle: false,
                 shown_every: EVERY,
+                objects_problem: None,
             },
             None,
             None,

@@ -50,6 +50,8 @@ pub(super) struct StatusTask {
     metrics: Arc<ControllerMetrics>,
     urls: BaseUrls,
     idle: IdleSources,
+    /// Whether `weir sources` runs; `None` if the installation has none.
+    sources: Option<watch::Receiver<LeaseHealth>>,
 }
 
 /// Since when no router runs a Source, by UID.
@@ -70,8 +72,6 @@ impl IdleSources {
     fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.0.retain(|uid, _| exists(uid));
     }
-    /// Whether `weir sources` runs; `None` if the installation has none.
-    sources: Option<watch::Receiver<LeaseHealth>>,
 }
 
 /// URL prefixes that statuses tell.

@@ -91,6 +91,7 @@ fn ends_source(error: &LogError) -> bool {
         | LogError::BrokerQuota(_)
         | LogError::Limit(_)
         | LogError::TooLarge(_)
+        | LogError::Conflict { .. }
         | LogError::Unavailable(_) => false,
     }
 }
@@ -332,6 +333,7 @@ impl Task {
                 Err(error @ LogError::Conflict { .. }) => {
                     counters.missed.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
+                    self.failed(SourceFailureCause::Event, &error.to_string(), None);
                     return self.settle(scheduled).await;
                 }
                 Err(LogError::TooLarge(reason)) => {
