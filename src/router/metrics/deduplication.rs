@@ -34,25 +34,19 @@ impl Collector for DeduplicationCollector {
                 ("broker", broker.name().to_owned()),
             ]
         };
-        let counted = self.shards.deduplication().counted();
-        if !counted.is_empty() {
-            let mut family = encoder.encode_descriptor(
-                "broker_events_deduplicated",
-                "Events that were not stored, because the broker remembers one with their source and id",
-                None,
-                MetricType::Counter,
-            )?;
-            for (broker, counts) in &counted {
-                for (result, count) in [("repeat", counts.repeats), ("conflict", counts.conflicts)] {
-                    let labels = (of(broker), [("result", result)]);
-                    ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-                }
+        let mut family = encoder.encode_descriptor(
+            "broker_events_deduplicated",
+            "Events that were not stored, because the broker remembers one with their source and id",
+            None,
+            MetricType::Counter,
+        )?;
+        for (broker, counts) in &self.shards.deduplication().counted() {
+            for (result, count) in [("repeat", counts.repeats), ("conflict", counts.conflicts)] {
+                let labels = (of(broker), [("result", result)]);
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
             }
         }
         let remembered = self.logs.remembered_ids();
-        if remembered.is_empty() {
-            return Ok(());
-        }
         let mut family = encoder.encode_descriptor(
             "broker_deduplication_ids",
             "Events whose source and id the broker remembers",
