@@ -124,7 +124,7 @@ impl Access {
             (None, UnlistedBrokers::Allow) => return Ok(Permit::everything()),
             (None, UnlistedBrokers::SameNamespace | UnlistedBrokers::Deny) => None,
         };
-        let now = now();
+        let (now, address) = (now(), presented.address);
         let evidence = Evidence::parse(presented, now);
         if let Some(permit) =
             entries.and_then(|entries| installation.permit_known(entries, &broker, &evidence))
@@ -135,7 +135,7 @@ impl Access {
         let (token, digest) = evidence.token(&broker, self.takes_certificates)?;
         let verifier = installation.verifier.as_ref().ok_or(Refusal::NoKeys)?;
         let may_post = |account: &Account| installation.knows(account);
-        let verified = verifier.verify(token, digest, now, may_post);
+        let verified = verifier.verify(token, digest, address, now, may_post);
         let verified = verified.map_err(|unverified| match unverified {
             Unverified::Invalid(error) => Refusal::InvalidToken(error),
             Unverified::Unchecked { retry_after } => Refusal::UncheckedToken { retry_after },
@@ -169,9 +169,10 @@ impl Installation {
         } = rules;
         let kept = before.installation.as_ref();
         let kept = kept.and_then(|before| before.verifier.clone());
-        let verifier = issuer.as_ref().map(|issuer| {
-            kept.filter(|kept| kept.issuer() == issuer)
-                .unwrap_or_else(|| Arc::new(Verifier::new(issuer.clone())))
+        let verifier = issuer.as_ref().map(|issuer| match kept {
+            Some(kept) if kept.issuer() == issuer => kept,
+            Some(kept) => Arc::new(kept.renewed(issuer.clone())),
+            None => Arc::new(Verifier::new(issuer.clone())),
         });
         Self {
             others: *others,

@@ -1,5 +1,7 @@
 //! What a request shows of its producer.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 
 use super::{certificate::PresentedCertificate, credential::PresentedCredential, refusal::Refusal};
@@ -12,6 +14,8 @@ pub struct Presented<'a> {
     pub authorization: Option<&'a str>,
     /// Client certificate of the connection, verified.
     pub certificate: Option<PresentedCertificate<'a>>,
+    /// Address that the request comes from, if it is known.
+    pub address: Option<IpAddr>,
 }
 
 /// The same, parsed.
@@ -25,6 +29,7 @@ impl<'a> Evidence<'a> {
         let Presented {
             authorization,
             certificate,
+            address: _,
         } = presented;
         let authorization = authorization.ok_or(Refusal::NoToken);
         Self {

@@ -45,8 +45,9 @@ pub enum Refusal {
     InvalidToken(TokenError),
     /// The signature of the token was not checked, because of forged ones.
     #[error(
-        "too many tokens with a wrong signature were sent in the name of the token's ServiceAccount, so this one was not \
-         checked; send it again in {retry_after} seconds. Tokens that the router has accepted before are still accepted"
+        "too many tokens with a wrong signature were sent from this address, in the name of the token's ServiceAccount or of \
+         others that may not post, so this one was not checked; send it again in {retry_after} seconds. Tokens that the router \
+         has accepted before are still accepted"
     )]
     UncheckedToken {
         /// Seconds until it may be.

@@ -80,6 +80,8 @@ pub struct VerifiedToken {
     pub account: Account,
     /// Time in seconds since the epoch from which on it is not valid.
     pub expires: i64,
+    /// `kid` of the key that signed it.
+    pub key: String,
 }
 
 #[derive(Deserialize)]
@@ -146,7 +148,7 @@ impl<'a> UncheckedToken<'a> {
             return Err(TokenError::Malformed);
         }
         let claims: Claims = parse(&decode(claims)?)?;
-        let claimed = check(claims, &issuer.issuer, now)?;
+        let (account, expires) = check(claims, &issuer.issuer, now)?;
         let key = issuer.keys.get(&kid).ok_or(TokenError::UnknownKey)?;
         if alg != algorithm_of(key) {
             return Err(TokenError::Algorithm);
@@ -155,7 +157,11 @@ impl<'a> UncheckedToken<'a> {
             key,
             signed,
             signature: decode(signature)?,
-            claimed,
+            claimed: VerifiedToken {
+                account,
+                expires,
+                key: kid,
+            },
         })
     }
 
@@ -179,7 +185,8 @@ fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, TokenError> {
     serde_json::from_slice(json).map_err(|_| TokenError::Malformed)
 }
 
-fn check(claims: Claims, issuer: &str, now: Timestamp) -> Result<VerifiedToken, TokenError> {
+/// Checks the claims. Returns the account, and the time from which on the token is not valid.
+fn check(claims: Claims, issuer: &str, now: Timestamp) -> Result<(Account, i64), TokenError> {
     let Claims {
         iss,
         sub,
@@ -213,10 +220,7 @@ fn check(claims: Claims, issuer: &str, now: Timestamp) -> Result<VerifiedToken, 
     if sub != format!("system:serviceaccount:{namespace}:{name}") {
         return Err(TokenError::NoServiceAccount);
     }
-    Ok(VerifiedToken {
-        account: Account { namespace, name, uid },
-        expires,
-    })
+    Ok((Account { namespace, name, uid }, expires))
 }
 
 fn algorithm_of(key: &TokenKey) -> &'static str {

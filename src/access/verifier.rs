@@ -1,11 +1,12 @@
 //! Remembers tokens, so that one that is used again costs a hash instead of a signature, and limits what forged ones cost.
 //!
-//! Only a signature that does not match counts against the limit, and only against the ServiceAccount that the token
-//! names. Whoever wants to use up the limit of another account has to know its UID, whatever address it sends from; and
-//! the tokens of that account that were accepted before still are. All accounts that no rule lets post share one limit.
+//! Only a signature that does not match counts against the limit, and only against tokens that name the same
+//! ServiceAccount and come from the same address. So whoever forges tokens of an account locks out those who send from
+//! its address. All accounts that no rule lets post share one limit.
 
 use std::{
     collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -20,9 +21,12 @@ const MAX_REMEMBERED: usize = 8192;
 /// The same, of tokens with a wrong signature.
 const MAX_FORGED: usize = 1024;
 
-/// Tokens with a wrong signature that an account may cost in a period, and its length in seconds.
+/// Tokens with a wrong signature that an account may cost from an address in a period, and its length in seconds.
 const MAX_FAILURES: u32 = 10;
 const PERIOD: i64 = 10;
+
+/// Maximum accounts and addresses that are counted apart in a period. Further addresses share a limit of their account.
+const MAX_COUNTED: usize = 1024;
 
 /// Verifies tokens of one issuer.
 #[derive(Debug)]
@@ -41,7 +45,7 @@ struct VerifierState {
 
 /// Two generations of tokens, by digest, so that tokens do not stay in memory. A full younger one replaces the older one,
 /// so forgetting takes no search.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct RememberedTokens {
     younger: HashMap<CredentialDigest, Arc<VerifiedToken>>,
     older: HashMap<CredentialDigest, Arc<VerifiedToken>>,
@@ -54,11 +58,31 @@ struct ForgedTokens {
     older: HashSet<CredentialDigest>,
 }
 
-/// Wrong signatures of the present period, by account; `None` for all accounts that no rule lets post.
+/// Wrong signatures of the present period.
 #[derive(Debug, Default)]
 struct FailedChecks {
     period: i64,
-    counts: HashMap<Option<Account>, u32>,
+    counts: HashMap<ClaimedSender, u32>,
+}
+
+/// The account that a token names, and the address that sends it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ClaimedSender {
+    /// `None` for all accounts that no rule lets post.
+    account: Option<Account>,
+    /// `None` if it is not known, or there are too many.
+    address: Option<IpAddr>,
+}
+
+impl ClaimedSender {
+    fn new(account: Option<Account>, address: Option<IpAddr>) -> Self {
+        // A host with an IPv6 address usually has all those with the same first 64 bits.
+        let address = address.map(|address| match address.to_canonical() {
+            IpAddr::V4(address) => IpAddr::V4(address),
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        });
+        Self { account, address }
+    }
 }
 
 /// Why a token was not verified.
@@ -91,11 +115,31 @@ impl Verifier {
         &self.issuer
     }
 
-    /// Verifies a token with this digest. `may_post` tells whether any rule lets an account post.
+    /// Creates the verifier of another issuer that remembers the tokens that this one verified, if their keys are the same.
+    pub(super) fn renewed(&self, issuer: TokenIssuer) -> Self {
+        let is_kept = |token: &VerifiedToken| {
+            let key = self.issuer.keys.get(&token.key);
+            self.issuer.issuer == issuer.issuer && key.is_some() && key == issuer.keys.get(&token.key)
+        };
+        let mut valid = self.state().valid.clone();
+        valid.younger.retain(|_, token| is_kept(token));
+        valid.older.retain(|_, token| is_kept(token));
+        Self {
+            issuer,
+            state: Mutex::new(VerifierState {
+                valid,
+                ..VerifierState::default()
+            }),
+        }
+    }
+
+    /// Verifies a token with this digest, which comes from `address`. `may_post` tells whether any rule lets an account
+    /// post.
     pub(super) fn verify(
         &self,
         token: &str,
         digest: CredentialDigest,
+        address: Option<IpAddr>,
         now: Timestamp,
         may_post: impl FnOnce(&Account) -> bool,
     ) -> Result<Arc<VerifiedToken>, Unverified> {
@@ -114,7 +158,8 @@ impl Verifier {
         let unchecked = UncheckedToken::parse(token, &self.issuer, now)?;
         let account = unchecked.claimed_account();
         let account = may_post(account).then(|| account.clone());
-        self.state().failures.check(&account, now)?;
+        let sender = ClaimedSender::new(account, address);
+        self.state().failures.check(&sender, now)?;
         match unchecked.verify() {
             Ok(verified) => {
                 let verified = Arc::new(verified);
@@ -123,7 +168,7 @@ impl Verifier {
             }
             Err(error) => {
                 let mut state = self.state();
-                state.failures.count(account, now);
+                state.failures.count(sender, now);
                 state.forged.insert(digest);
                 Err(error.into())
             }
@@ -168,10 +213,11 @@ impl ForgedTokens {
 }
 
 impl FailedChecks {
-    /// Checks whether another signature may be checked for an account.
-    fn check(&mut self, account: &Option<Account>, now: Timestamp) -> Result<(), Unverified> {
+    /// Checks whether another signature may be checked for a sender.
+    fn check(&mut self, sender: &ClaimedSender, now: Timestamp) -> Result<(), Unverified> {
         self.begin_period(now);
-        let count = self.counts.get(account).copied().unwrap_or_default();
+        let counted = self.counted(sender.clone());
+        let count = self.counts.get(&counted).copied().unwrap_or_default();
         if count < MAX_FAILURES {
             return Ok(());
         }
@@ -181,9 +227,21 @@ impl FailedChecks {
         })
     }
 
-    fn count(&mut self, account: Option<Account>, now: Timestamp) {
+    fn count(&mut self, sender: ClaimedSender, now: Timestamp) {
         self.begin_period(now);
-        *self.counts.entry(account).or_default() += 1;
+        let counted = self.counted(sender);
+        *self.counts.entry(counted).or_default() += 1;
+    }
+
+    /// Returns the sender that it counts as. The accounts that may post are bounded by the rules.
+    fn counted(&self, sender: ClaimedSender) -> ClaimedSender {
+        match self.counts.len() < MAX_COUNTED || self.counts.contains_key(&sender) {
+            true => sender,
+            false => ClaimedSender {
+                address: None,
+                ..sender
+            },
+        }
     }
 
     fn begin_period(&mut self, now: Timestamp) {
@@ -197,8 +255,12 @@ impl FailedChecks {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::access::tokens_for_test::{claims, issuer, token};
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(seconds).unwrap()
@@ -207,7 +269,7 @@ mod tests {
     fn verify(verifier: &Verifier, token: &str, now: Timestamp) -> Result<Arc<VerifiedToken>, Unverified> {
         let digest = CredentialDigest::of(token.as_bytes());
         let may_post = |account: &Account| account.namespace == "shop";
-        verifier.verify(token, digest, now, may_post)
+        verifier.verify(token, digest, Some(HERE), now, may_post)
     }
 
     fn invalid<T>(error: TokenError) -> Result<T, Unverified> {
@@ -296,6 +358,50 @@ mod tests {
         fail("web", MAX_FAILURES.into());
         assert!(is_unchecked(&token(&claims("bank", "teller"))));
         assert_eq!(verifier.state().failures.counts.len(), 2);
+    }
+
+    #[test]
+    fn forged_tokens_lock_out_no_other_address() {
+        let verifier = Verifier::new(issuer());
+        let verify_from = |token: &str, address: &str| {
+            let digest = CredentialDigest::of(token.as_bytes());
+            let address = Some(address.parse().unwrap());
+            verifier.verify(token, digest, address, at(1500), |_| true)
+        };
+        for number in 1..=i64::from(MAX_FAILURES) {
+            assert!(verify_from(&forged("shop", number), "2001:db8::1").is_err());
+        }
+        let good = token(&claims("shop", "checkout"));
+        let unchecked = Err(Unverified::Unchecked { retry_after: 10 });
+        assert_eq!(verify_from(&good, "2001:db8::2"), unchecked, "the same host");
+        assert!(verify_from(&good, "2001:db8:0:1::1").is_ok());
+
+        let mut failures = FailedChecks::default();
+        for number in 0..2 * MAX_COUNTED {
+            let address = IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(number).unwrap()));
+            failures.count(ClaimedSender::new(None, Some(address)), at(1500));
+        }
+        assert_eq!(failures.counts.len(), MAX_COUNTED + 1);
+        let further = ClaimedSender::new(None, Some(HERE));
+        assert!(failures.check(&further, at(1500)).is_err(), "they share a limit");
+    }
+
+    #[test]
+    fn verified_tokens_outlast_a_new_key() {
+        let verifier = Verifier::new(issuer());
+        let good = token(&claims("shop", "checkout"));
+        let first = verify(&verifier, &good, at(1500)).unwrap();
+        let mut with_another = issuer();
+        let (key, other) = (
+            first.key.clone(),
+            with_another.keys.values().next().cloned().unwrap(),
+        );
+        with_another.keys.insert("another".to_owned(), other);
+        let renewed = verifier.renewed(with_another.clone());
+        assert!(Arc::ptr_eq(&verify(&renewed, &good, at(1500)).unwrap(), &first));
+        with_another.keys.remove(&key);
+        let without = renewed.renewed(with_another);
+        assert_eq!(verify(&without, &good, at(1500)), invalid(TokenError::UnknownKey));
     }
 
     #[test]

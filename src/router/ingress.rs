@@ -185,6 +185,7 @@ impl Ingress {
         let presented = Presented {
             authorization: authorization.and_then(|value| value.to_str().ok()),
             certificate: certificate.map(presented_certificate),
+            address: head.extensions.get::<Peer>().map(|peer| peer.0.ip()),
         };
         let access = self.access.load();
         // Before it is checked that the broker exists: not everyone may know.

@@ -85,7 +85,7 @@ fn event(kind: &str) -> Event {
 fn admit(access: &Access, broker: &str, authorization: Option<&str>) -> Result<Permit, Refusal> {
     let presented = Presented {
         authorization,
-        certificate: None,
+        ..Presented::default()
     };
     access.admit("shop", broker, presented, now)
 }
@@ -291,6 +291,7 @@ fn certificates_admit_to_the_broker_that_lists_them() {
                 uris: &name,
                 expiry: Timestamp::from_second(expires).unwrap(),
             }),
+            ..Presented::default()
         };
         let admitted = access.admit("shop", broker, presented, now);
         let checked = admitted.and_then(|permit| permit.check(&event("visit")));
