@@ -91,9 +91,17 @@ struct PoolState {
     tenants: HashMap<Arc<str>, Tenant>,
     /// Callers that wait, by tenant and in order. A release gives each what it can have, so that those who must wait on
     /// are not woken, however many they are.
-    waiting: HashMap<Arc<str>, BTreeMap<u64, Waiting>>,
+    waiting: HashMap<Arc<str>, WaitingCallers>,
     /// Key of the next caller that waits.
     next: u64,
+}
+
+/// The callers of a tenant that wait.
+#[derive(Debug)]
+struct WaitingCallers {
+    by_key: BTreeMap<u64, Waiting>,
+    /// No caller waits for fewer bytes, so that a release that is smaller need not look at them.
+    least: usize,
 }
 
 /// A caller that waits for bytes.
@@ -206,11 +214,13 @@ impl Pool {
         let mut state = self.lock();
         let key = state.next;
         state.next += 1;
-        state
-            .waiting
-            .entry(tenant.clone())
-            .or_default()
-            .insert(key, waiting);
+        let callers = state.waiting.entry(tenant.clone());
+        let callers = callers.or_insert_with(|| WaitingCallers {
+            by_key: BTreeMap::new(),
+            least: usize::MAX,
+        });
+        callers.least = callers.least.min(waiting.bytes);
+        callers.by_key.insert(key, waiting);
         // There may have been a release since the caller tried.
         let granted = state.grant();
         drop(state);
@@ -300,8 +310,8 @@ impl Drop for WaitingPlace {
     fn drop(&mut self) {
         let mut state = self.pool.lock();
         if let Some(waiting) = state.waiting.get_mut(&self.tenant) {
-            waiting.remove(&self.key);
-            if waiting.is_empty() {
+            waiting.by_key.remove(&self.key);
+            if waiting.by_key.is_empty() {
                 state.waiting.remove(&self.tenant);
             }
         }
@@ -343,23 +353,21 @@ impl PoolState {
             return granted;
         }
         let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.retain(|tenant, callers| {
-            let mut room = self.room_of(tenant);
-            let fits: Vec<_> = callers
-                .iter()
-                .filter_map(|(&key, caller)| {
-                    let fits =
-                        caller.bytes <= room && self.allows(tenant, caller.member.as_ref(), caller.bytes, 0);
-                    if fits {
-                        self.charge(tenant, caller.member.as_ref(), caller.bytes);
-                        room = self.room_of(tenant);
-                    }
-                    fits.then_some(key)
-                })
-                .collect();
-            let taken = fits.iter().filter_map(|key| callers.remove(key));
+        waiting.retain(|tenant, WaitingCallers { by_key, least }| {
+            let (mut room, mut fits) = (self.room_of(tenant), Vec::new());
+            for (&key, caller) in by_key.iter() {
+                if room < *least {
+                    break;
+                }
+                if caller.bytes <= room && self.allows(tenant, caller.member.as_ref(), caller.bytes, 0) {
+                    self.charge(tenant, caller.member.as_ref(), caller.bytes);
+                    room = self.room_of(tenant);
+                    fits.push(key);
+                }
+            }
+            let taken = fits.iter().filter_map(|key| by_key.remove(key));
             granted.extend(taken.map(|caller| (tenant.clone(), caller)));
-            !callers.is_empty()
+            !by_key.is_empty()
         });
         self.waiting = waiting;
         granted

@@ -231,6 +231,8 @@ impl Dispatcher {
     /// Drains what is in flight, then saves the checkpoint. A dead letter that its Sink does not accept in time stays
     /// unsettled.
     async fn finish(mut self: Box<Self>) -> Result<(), LogError> {
+        // What waits for memory does not begin any more, and leaves the queue to others.
+        self.waiting = None;
         let deadline = tokio::time::Instant::now() + self.grace;
         while let Ok(Some(attempted)) = tokio::time::timeout_at(deadline, self.attempts.next()).await {
             self.attempted(attempted)?;
