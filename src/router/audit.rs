@@ -10,8 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio_util::sync::CancellationToken;
-
 use crate::access::Refusal;
 
 /// Minimum time between two lines.
@@ -68,25 +66,22 @@ impl AuditLog {
         }
     }
 
-    /// Logs what is due until told to stop.
-    pub(super) async fn keep(&self, stop: CancellationToken) {
+    /// Logs what is due. Never ends.
+    pub(super) async fn keep(&self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let is_over = tokio::select! {
-                _ = tick.tick() => false,
-                () = stop.cancelled() => true,
-            };
-            let line = match is_over {
-                true => self.period().take(Instant::now()),
-                false => self.period().due(Instant::now()),
-            };
-            if let Some(line) = line {
+            tick.tick().await;
+            if let Some(line) = self.period().due(Instant::now()) {
                 line.write();
             }
-            if is_over {
-                return;
-            }
+        }
+    }
+
+    /// Logs what is left, once no more requests come.
+    pub(super) fn finish(&self) {
+        if let Some(line) = self.period().take(Instant::now()) {
+            line.write();
         }
     }
 

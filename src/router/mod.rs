@@ -279,8 +279,10 @@ pub async fn run(
     };
     let reporting = sink_report::keep(reported, sinks, stop_ingress.clone());
     servers.spawn(supervisor.clone().watch("the report of Sinks", reporting));
-    let stop_audit = stop_ingress.clone();
-    let auditing = async move { audited.keep(stop_audit).await };
+    let (audit, stop_audit) = (audited.clone(), stop_ingress.clone());
+    let auditing = async move {
+        stop_audit.run_until_cancelled(audit.keep()).await;
+    };
     servers.spawn(supervisor.clone().watch("the log of the audit", auditing));
     let hook_service = hooks::service(hook_server);
     ingress_servers.serve(
@@ -307,6 +309,7 @@ pub async fn run(
     stop_ingress.cancel();
     stop_admin.cancel();
     servers.wait().await;
+    audited.finish();
     admin.ended().await;
     leave.cancel();
     sharing_tasks.close();
