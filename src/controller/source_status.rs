@@ -177,7 +177,19 @@ fn receiving(seen: &SourceSeen, generation: i64, present: Option<&SourceStatus>,
         return make(CONNECTED, &accepted, generation, before, now);
     }
     match (condition(before, CONNECTED), shown) {
-        (Some(before), _) => before.clone(),
+        (Some(before), _) if before.status == "True" || before.observed_generation == Some(generation) => {
+            Condition {
+                observed_generation: Some(generation),
+                ..before.clone()
+            }
+        }
+        (Some(_), _) => {
+            let finding = Finding::good(
+                "NoRequestYet",
+                "no request has come in since the Source was changed",
+            );
+            make_with("Unknown", CONNECTED, &finding, generation, before, now)
+        }
         (None, Some(_)) => make(CONNECTED, &accepted, generation, before, now),
         (None, None) => {
             let message = "no request has come in yet: has the sender the URL in status.webhookUrl, and does it reach the port \

@@ -38,6 +38,7 @@ pub(super) struct Hooks(HashMap<String, Hook>);
 struct Hook {
     /// UID of the Source.
     uid: String,
+    generation: i64,
     /// `namespace/name` of the broker.
     broker: String,
     webhook: WebhookReceiver,
@@ -54,8 +55,14 @@ impl Hooks {
             match WebhookReceiver::compile(webhook, &source.filters) {
                 Ok(webhook) => {
                     let broker = broker_key(&source.namespace, &source.broker);
-                    let uid = source.uid.clone();
-                    Some((key, Hook { uid, broker, webhook }))
+                    let (uid, generation) = (source.uid.clone(), source.generation);
+                    let hook = Hook {
+                        uid,
+                        generation,
+                        broker,
+                        webhook,
+                    };
+                    Some((key, hook))
                 }
                 // The controller has checked it, so it has another version.
                 Err(error) => {
@@ -153,7 +160,8 @@ async fn validate(
         return problem.into_response();
     };
     let Some(validation) = hook.webhook.validate(request.headers()) else {
-        return wrong_method(State(server)).await.into_response();
+        let problem = wrong_method(State(server)).await;
+        return ([(header::ALLOW, HeaderValue::from_static("POST"))], problem).into_response();
     };
     if validation == Validation::Refused {
         let problem = Problem::from(Forgery::Origin);
@@ -237,8 +245,12 @@ impl From<WebhookRejection> for HookRejection {
 impl HookServer {
     /// Counts a request that was answered.
     fn note(&self, key: &str, hook: &Hook, result: &'static str, outcome: HookOutcome<'_>) {
-        self.metrics
-            .answered(key, &hook.uid, result, outcome, Timestamp::now());
+        // The Source may have been removed while the request was answered.
+        if self.hooks.load().has(key) {
+            let source = (hook.uid.as_str(), hook.generation);
+            self.metrics
+                .answered(key, source, result, outcome, Timestamp::now());
+        }
     }
 
     /// Stores the event of a request, if it is to be stored.

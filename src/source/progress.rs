@@ -15,6 +15,8 @@ pub struct SourceProgress {
     pub failure: Option<SourceFailure>,
     /// Oldest scheduled time that is due and has no event yet.
     pub waiting_since: Option<Timestamp>,
+    /// Time of the first forged request since something last went well.
+    forged_since: Option<Timestamp>,
 }
 
 impl SourceProgress {
@@ -27,16 +29,28 @@ impl SourceProgress {
     /// Notes that something went well.
     pub fn succeeded(&mut self, at: Timestamp) {
         self.last_success = Some(at);
-        (self.failure, self.waiting_since) = (None, None);
+        (self.failure, self.waiting_since, self.forged_since) = (None, None, None);
+    }
+
+    /// Forgets what failed, because the Source has changed.
+    pub fn changed(&mut self) {
+        (self.failure, self.waiting_since, self.forged_since) = (None, None, None);
     }
 
     /// Notes a failure. Requests without any proof hide no other failure, and count only while nothing has ever gone
-    /// well.
+    /// well. Once something has, a forged request counts only if another one came [`REJECTS_FOR`] before: a single one can
+    /// be anybody's.
     pub fn failed(&mut self, cause: SourceFailureCause, at: Timestamp, detail: &str) {
         let is_known = |failure: &SourceFailure| failure.cause != SourceFailureCause::Unsigned;
         let is_told = self.last_success.is_some() || self.failure.as_ref().is_some_and(is_known);
         if cause == SourceFailureCause::Unsigned && is_told {
             return;
+        }
+        if cause == SourceFailureCause::Verification && self.last_success.is_some() {
+            let since = *self.forged_since.get_or_insert(at);
+            if at.duration_since(since) < REJECTS_FOR {
+                return;
+            }
         }
         self.failure = Some(SourceFailure {
             cause,
@@ -83,5 +97,23 @@ mod tests {
         assert_eq!(cause(&progress, 64), Some(SourceFailureCause::Storage));
         progress.succeeded(at(65));
         assert_eq!((progress.last_event, cause(&progress, 200)), (Some(at(4)), None));
+    }
+
+    #[test]
+    fn one_forged_request_tells_nothing_of_a_source_that_works() {
+        let mut progress = SourceProgress::default();
+        progress.stored(at(0));
+        let mut forged_at = |second| {
+            progress.failed(SourceFailureCause::Verification, at(second), "wrong");
+            progress.lasting_failure(at(second)).is_some()
+        };
+        assert_eq!([1000, 1059, 1060].map(&mut forged_at), [false, false, true]);
+        progress.changed();
+        assert_eq!(
+            progress.lasting_failure(at(1100)),
+            None,
+            "the Secret was corrected"
+        );
+        assert_eq!(progress.last_event, Some(at(0)));
     }
 }

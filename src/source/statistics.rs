@@ -119,14 +119,11 @@ impl Statistics {
         let key = (source.namespace.clone(), source.name.clone());
         let counters = Arc::clone(self.lock().entry(key).or_default());
         let mut state = counters.state();
-        let progress = match state.0 == source.uid {
-            true => SourceProgress {
-                last_event: state.1.last_event,
-                last_success: state.1.last_success,
-                ..SourceProgress::default()
-            },
+        let mut progress = match state.0 == source.uid {
+            true => state.1.clone(),
             false => SourceProgress::default(),
         };
+        progress.changed();
         *state = (source.uid.clone(), progress);
         drop(state);
         counters

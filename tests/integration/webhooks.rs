@@ -353,7 +353,9 @@ spec: {sink: {service: {name: all}}}
         assert_eq!(header(answer, "webhook-allowed-rate"), "");
     }
     assert_eq!(unasked.status, 200);
-    assert_eq!(options("/shop/open", &asking).status, 405);
+    let not_asked = options("/shop/open", &asking);
+    let told = (not_asked.status.as_u16(), header(&not_asked, "allow"));
+    assert_eq!(told, (405, "POST".to_owned()));
     assert_eq!(options("/shop/none", &asking).status, 404);
 
     let binary = [

@@ -28,6 +28,8 @@ pub(in crate::router) struct HookMetrics(Arc<Mutex<BTreeMap<String, HookRecord>>
 pub(in crate::router) struct HookRecord {
     /// UID of the Source.
     pub(in crate::router) uid: String,
+    /// Its generation.
+    pub(in crate::router) generation: i64,
     pub(in crate::router) answers: BTreeMap<&'static str, u64>,
     /// Events that were stored.
     pub(in crate::router) events: u64,
@@ -62,7 +64,7 @@ impl HookMetrics {
     pub(in crate::router) fn answered(
         &self,
         webhook: &str,
-        uid: &str,
+        (uid, generation): (&str, i64),
         result: &'static str,
         outcome: HookOutcome<'_>,
         now: Timestamp,
@@ -73,6 +75,10 @@ impl HookMetrics {
             // Another Source with the name of a deleted one.
             record.uid = uid.to_owned();
             (record.progress, record.last_rejection) = Default::default();
+        }
+        if record.generation != generation {
+            record.generation = generation;
+            record.progress.changed();
         }
         *record.answers.entry(result).or_default() += 1;
         match outcome {

@@ -287,7 +287,9 @@ mod tests {
         let answered = |webhook, events, second| {
             let now = jiff::Timestamp::from_second(second).unwrap();
             let outcome = HookOutcome::Stored(events);
-            metrics.hooks.answered(webhook, "uid", "accepted", outcome, now);
+            metrics
+                .hooks
+                .answered(webhook, ("uid", 1), "accepted", outcome, now);
         };
         answered("shop/github", 3, 7);
         answered("shop/gone", 1, 8);
