@@ -103,9 +103,10 @@ mod tests {
         progress.stored(at(2));
         assert!(are_alike(&first, &report(&progress, 2)), "only a later event");
         progress.failed(SourceFailureCause::Verification, at(3), "wrong");
-        assert!(are_alike(&first, &report(&progress, 3)), "it may be forged");
-        assert!(!are_alike(&first, &report(&progress, 62)));
-        let wrong = report(&progress, 62);
+        assert!(are_alike(&first, &report(&progress, 62)), "it may be forged");
+        progress.failed(SourceFailureCause::Verification, at(63), "wrong");
+        assert!(!are_alike(&first, &report(&progress, 63)));
+        let wrong = report(&progress, 63);
         progress.failed(SourceFailureCause::Verification, at(70), "malformed");
         assert!(are_alike(&wrong, &report(&progress, 70)), "another detail");
     }

@@ -652,7 +652,8 @@ async fn survives_kill(own_keyspaces: u32, brokers: u32, killed_at: &[&str]) {
             note(line);
         }
 
-        assert!(check(directory.path()).unwrap().is_whole());
+        let report = check(directory.path()).unwrap();
+        assert!(report.is_whole(), "{report:?}");
         let log = open_with_own_keyspaces(directory.path(), own_keyspaces).unwrap();
         for (broker, highest) in &acknowledged {
             let LogBounds { first, next } = log.bounds(broker);
