@@ -25,6 +25,7 @@ use crate::{
     access::Challenges,
     cloudevents::{Lineage, Unread},
     intake,
+    log::LogError,
     routing::{Source, SourceKind, broker_key, protocol::SourceFailureCause},
     server::Peer,
     source::webhook::{Forgery, Received, Validation, WebhookReceiver, WebhookRejection},
@@ -207,6 +208,15 @@ impl HookRejection {
             cause,
         }
     }
+
+    /// Replaces the index of a selected event by its index in the request.
+    fn in_request(self, indexes: &[usize]) -> Self {
+        let Self { problem, cause } = self;
+        Self {
+            problem: problem.in_request(indexes),
+            cause,
+        }
+    }
 }
 
 impl From<Problem> for HookRejection {
@@ -275,8 +285,8 @@ impl HookServer {
             Received::Event(event) => {
                 let lineage = Lineage::of_origin(fastrand::u64(..));
                 let record = event.with_lineage(lineage).to_record();
-                self.store(broker, &[record]).await?;
-                Ok(HookAnswer::Stored(1))
+                let repeats = self.store(broker, &[record]).await?;
+                Ok(HookAnswer::Stored(1 - repeats as u64))
             }
             Received::Events(events) => self.accept_events(hook, parts, &sender, &body, events).await,
         }
@@ -305,6 +315,7 @@ impl HookServer {
         };
         let admission = self.ingress.admit_descendants(&parts.headers, broker, count)?;
         let request = webhook.request(&parts.uri, &parts.headers, Timestamp::now());
+        let mut indexes = Vec::new();
         let made = intake::records(events, |index, event| {
             let selected = event.map_err(WebhookRejection::from);
             let selected = selected.and_then(|event| webhook.select(&request, event));
@@ -320,17 +331,20 @@ impl HookServer {
             if let Some(room) = &mut room {
                 room.add(&record)?;
             }
+            indexes.push(index);
             Ok::<_, HookRejection>(Some(record))
         });
         let made = made.await?;
         if made.is_empty() && count > 0 {
             return Ok(HookAnswer::Filtered);
         }
+        let mut repeats = 0;
         if !made.is_empty() {
-            self.store(broker, &made).await?;
+            let stored = self.store(broker, &made).await;
+            repeats = stored.map_err(|rejection| rejection.in_request(&indexes))?;
             admission.keep();
         }
-        Ok(HookAnswer::Stored(made.len() as u64))
+        Ok(HookAnswer::Stored((made.len() - repeats) as u64))
     }
 
     /// Decides by a request's head.
@@ -339,22 +353,26 @@ impl HookServer {
         Ok(body::check_codings(&parts.headers)?)
     }
 
-    async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), HookRejection> {
-        let stored = self.store_within_quota(broker, records).await;
-        stored.map_err(|problem| {
+    /// Stores records. Returns how many of them are repeats.
+    async fn store(&self, broker: &str, records: &[Bytes]) -> Result<usize, HookRejection> {
+        let stored = match self.ingress.check_quota(broker, records) {
+            Ok(()) => self.ingress.store(broker, records).await.map_err(|error| {
+                let cause = match error {
+                    LogError::Conflict { .. } => SourceFailureCause::Event,
+                    _ => SourceFailureCause::Storage,
+                };
+                (Problem::from(error), cause)
+            }),
+            Err(problem) => Err((problem, SourceFailureCause::Storage)),
+        };
+        stored.map_err(|(problem, cause)| {
             // A Source names its broker, so it exists.
             self.ingress.note_over_quota(broker, &problem, || true);
             HookRejection {
                 problem,
-                cause: Some(SourceFailureCause::Storage),
+                cause: Some(cause),
             }
         })
-    }
-
-    async fn store_within_quota(&self, broker: &str, records: &[Bytes]) -> Result<(), Problem> {
-        self.ingress.check_quota(broker, records)?;
-        self.ingress.store(broker, records).await?;
-        Ok(())
     }
 
     /// Requests in a minute that are permitted.

@@ -99,6 +99,12 @@ impl Problem {
         self
     }
 
+    /// Replaces the index of one of these events by its index in the request.
+    pub(super) fn in_request(mut self, indexes: &[usize]) -> Self {
+        self.index = self.index.and_then(|index| indexes.get(index).copied());
+        self
+    }
+
     /// What is wrong, and what to do.
     pub(super) fn detail(&self) -> &str {
         &self.detail
