@@ -14,7 +14,7 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::{
-    cloudevents::{Event, HttpMessage, Mode},
+    cloudevents::{Event, HttpMessage, Mode, Reason},
     resolve::Finding,
     trust,
 };
@@ -29,6 +29,29 @@ const MAX_ANSWER: usize = 64 * 1024;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 type ProducerClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// Reasons for which a router rejects an event whoever posts it and whenever. Others are of the request, of the producer, or
+/// of something between.
+const NEVER_ACCEPTED: [&str; 15] = [
+    "event_not_allowed",
+    "too_large",
+    Reason::NotACloudEvent.label(),
+    Reason::UnsupportedFormat.label(),
+    Reason::UnsupportedCharset.label(),
+    Reason::MalformedJson.label(),
+    Reason::UnsupportedVersion.label(),
+    Reason::Missing.label(),
+    Reason::Empty.label(),
+    Reason::Duplicate.label(),
+    Reason::Name.label(),
+    Reason::Type.label(),
+    Reason::Value.label(),
+    Reason::Data.label(),
+    Reason::TooMany.label(),
+];
+
+/// Reason of a router for an event that a quota never admits, with the status 413.
+const QUOTA: &str = "quota";
 
 /// The brokers of the installation.
 pub(super) struct BrokerClient {
@@ -169,13 +192,15 @@ fn judge(url: &str, status: StatusCode, headers: &http::HeaderMap, body: &[u8]) 
         after,
         is_unauthenticated,
     };
+    let reason = problem["reason"].as_str().unwrap_or_default();
+    let is_verdict =
+        NEVER_ACCEPTED.contains(&reason) || (status == StatusCode::PAYLOAD_TOO_LARGE && reason == QUOTA);
     match status.as_u16() {
         401 => refused("BrokerRefuses", true),
-        // Somebody can change who may post, or apply the broker.
-        403 if problem["reason"] != "event_not_allowed" => refused("BrokerRefuses", false),
-        404 | 408 | 425 => refused("BrokerRefuses", false),
         429 => refused("BrokerBusy", false),
-        400..=499 => Posted::Rejected(said),
+        400..=499 if is_verdict => Posted::Rejected(said),
+        // Somebody can change who may post, apply the broker, or correct the URL.
+        400..=499 => refused("BrokerRefuses", false),
         _ => refused("BrokerUnavailable", false),
     }
 }
@@ -217,8 +242,13 @@ mod tests {
         };
         for (status, reason, expected) in [
             (202, "", "accepted"),
-            (400, "invalid", "rejected"),
+            (400, "invalid_attribute_value", "rejected"),
+            (400, "incomplete_body", "BrokerRefuses"),
+            (400, "", "BrokerRefuses"),
+            (405, "", "BrokerRefuses"),
+            (413, "", "BrokerRefuses"),
             (413, "too_large", "rejected"),
+            (413, "quota", "rejected"),
             (401, "no_token", "BrokerRefuses"),
             (403, "not_allowed", "BrokerRefuses"),
             (403, "event_not_allowed", "rejected"),

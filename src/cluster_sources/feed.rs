@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{
+    Stream, StreamExt as _,
+    stream::{self, BoxStream},
+};
 use kube::{
     Api, Client,
     api::DynamicObject,
@@ -23,12 +26,19 @@ const PAGE: u32 = 100;
 /// Lifetime of a watch, in seconds. A dead connection looks like an idle one.
 const WATCHED: u32 = 60;
 
+/// Status for a version that is too old to resume at.
+const EXPIRED: u16 = 410;
+
 /// Timeout of a request for discovery.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time after which a watch that failed works again, unless it fails again. A watch that works tells nothing until an object
 /// changes; a failed one is retried within a minute.
 const FAILED_FOR: Duration = Duration::from_secs(90);
+
+/// Time for which a watch fails, and number of failures, before the status tells it. An API server restarts within it.
+const TOLD_AFTER: Duration = Duration::from_secs(60);
+const TOLD_FAILURES: u32 = 3;
 
 /// What a watch delivers.
 pub(super) type WatchItem = watcher::Result<watcher::Event<DynamicObject>>;
@@ -49,6 +59,16 @@ pub(super) struct ObjectFeed {
     fields: Option<String>,
     is_namespaced: bool,
     failure: Option<(Finding, Instant)>,
+    trouble: Option<Trouble>,
+}
+
+/// Failures of a watch, none of them long after the one before.
+struct Trouble {
+    since: Instant,
+    last: Instant,
+    failures: u32,
+    /// What the status says once they have lasted.
+    finding: Finding,
 }
 
 /// What a failed watch asks for.
@@ -92,6 +112,7 @@ pub(super) async fn discover(client: &Client, plan: &KubernetesPlan) -> Result<V
             fields: planned.fields.clone(),
             is_namespaced,
             failure: None,
+            trouble: None,
         }));
     }
     Ok(feeds)
@@ -154,7 +175,8 @@ impl ObjectFeed {
         let mut config = watcher::Config::default().timeout(WATCHED).page_size(PAGE);
         config.label_selector.clone_from(&self.labels);
         config.field_selector.clone_from(&self.fields);
-        watcher(api, config).default_backoff().boxed()
+        let begin = move || watcher(api.clone(), config.clone()).boxed();
+        begun_anew(begin).default_backoff().boxed()
     }
 
     /// Whether an object would be in here.
@@ -166,12 +188,14 @@ impl ObjectFeed {
     /// Takes note that the watch works.
     pub(super) fn works(&mut self) {
         self.failure = None;
+        self.trouble = None;
     }
 
     /// Takes note of a failure.
     pub(super) fn failed(&mut self, error: &watcher::Error, account: &str, source: &str) -> FeedFailure {
         self.listing = None;
         let code = code(error);
+        self.lasts(error, code);
         let is_list = matches!(error, watcher::Error::InitialListFailed(_));
         let finding = match code {
             Some(403) => Some(self.forbidden(account, source)),
@@ -179,7 +203,7 @@ impl ObjectFeed {
                 "InvalidSelector",
                 format!("{} cannot be selected like this: {error}", self.names.kind),
             )),
-            // An expired version, which the next list replaces; or a busy or restarting API server.
+            // Told if it lasts.
             _ if !is_list => None,
             _ => Some(Finding::bad(
                 "ApiServerUnavailable",
@@ -200,7 +224,32 @@ impl ObjectFeed {
     pub(super) fn problem(&self) -> Option<&Finding> {
         let failure = self.failure.as_ref();
         let failure = failure.filter(|(_, since)| !self.is_listed || since.elapsed() < FAILED_FOR);
-        failure.map(|(finding, _)| finding)
+        let trouble = self.trouble.as_ref().filter(|trouble| {
+            trouble.failures >= TOLD_FAILURES
+                && trouble.since.elapsed() >= TOLD_AFTER
+                && trouble.last.elapsed() < FAILED_FOR
+        });
+        let lasting = trouble.map(|trouble| &trouble.finding);
+        failure.map(|(finding, _)| finding).or(lasting)
+    }
+
+    /// Takes note of how long a watch fails. One that fails after its first list is retried without another list.
+    fn lasts(&mut self, error: &watcher::Error, code: Option<u16>) {
+        if code == Some(EXPIRED) {
+            return; // a list follows
+        }
+        let now = Instant::now();
+        let before = self.trouble.take();
+        let before = before.filter(|trouble| trouble.last.elapsed() < FAILED_FOR);
+        self.trouble = Some(Trouble {
+            since: before.as_ref().map_or(now, |trouble| trouble.since),
+            last: now,
+            failures: before.map_or(0, |trouble| trouble.failures).saturating_add(1),
+            finding: Finding::bad(
+                "ApiServerUnavailable",
+                format!("cannot watch {}: {error}; retrying", self.names.kind),
+            ),
+        });
     }
 
     fn forbidden(&self, account: &str, home: &str) -> Finding {
@@ -243,6 +292,24 @@ impl ObjectFeed {
     }
 }
 
+/// Watches, and begins anew with a list if the API server answers that the version to resume at has expired. Where it says
+/// so within the watch, the watcher itself does.
+fn begun_anew(
+    begin: impl Fn() -> BoxStream<'static, WatchItem> + Send + 'static,
+) -> impl Stream<Item = WatchItem> + Send {
+    stream::unfold((begin(), begin), |(mut watch, begin)| async move {
+        let item = watch.next().await?;
+        let is_expired = matches!(
+            &item,
+            Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == EXPIRED
+        );
+        if is_expired {
+            watch = begin();
+        }
+        Some((item, (watch, begin)))
+    })
+}
+
 /// Status of the API server's response, if there was one.
 fn code(error: &watcher::Error) -> Option<u16> {
     match error {
@@ -251,5 +318,95 @@ fn code(error: &watcher::Error) -> Option<u16> {
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
         watcher::Error::WatchError(status) => Some(status.code),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    fn feed() -> ObjectFeed {
+        let resource = ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&());
+        ObjectFeed {
+            names: Arc::new(KindNames {
+                api_version: "v1".to_owned(),
+                kind: "ConfigMap".to_owned(),
+                plural: "configmaps".to_owned(),
+            }),
+            kind: "ConfigMap.core".into(),
+            namespace: Some("shop".to_owned()),
+            listing: None,
+            is_listed: true,
+            resource,
+            labels: None,
+            fields: None,
+            is_namespaced: true,
+            failure: None,
+            trouble: None,
+        }
+    }
+
+    fn answer(code: u16) -> kube::Error {
+        kube::Error::Api(Status::failure("no", "because").with_code(code).boxed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_fails_for_long_is_told() {
+        let mut feed = feed();
+        let fail = |feed: &mut ObjectFeed, code| {
+            feed.failed(&watcher::Error::WatchStartFailed(answer(code)), "viewer", "shop")
+        };
+        let wait = |seconds| tokio::time::advance(Duration::from_secs(seconds));
+        for _ in 0..3 {
+            assert_eq!(fail(&mut feed, 503), FeedFailure::Retried);
+            assert_eq!(feed.problem(), None);
+            wait(25).await;
+        }
+        fail(&mut feed, 503);
+        assert_eq!(feed.problem().unwrap().reason, "ApiServerUnavailable");
+        assert!(
+            feed.problem()
+                .unwrap()
+                .message
+                .starts_with("cannot watch ConfigMap: ")
+        );
+        // It is retried within a minute, so that none has failed for longer than that says that it works.
+        wait(FAILED_FOR.as_secs()).await;
+        assert_eq!(feed.problem(), None);
+        fail(&mut feed, 503);
+        assert_eq!(feed.problem(), None, "it begins to fail");
+
+        for _ in 0..4 {
+            fail(&mut feed, 401);
+            wait(25).await;
+        }
+        assert!(feed.problem().is_some());
+        feed.works();
+        assert_eq!(feed.problem(), None);
+        for _ in 0..9 {
+            fail(&mut feed, EXPIRED);
+            wait(25).await;
+        }
+        assert_eq!(feed.problem(), None, "a list follows each");
+    }
+
+    #[tokio::test]
+    async fn a_watch_whose_version_has_expired_lists_again() {
+        let begin = || {
+            let items: [WatchItem; 4] = [
+                Ok(watcher::Event::Init),
+                Ok(watcher::Event::InitDone),
+                Err(watcher::Error::WatchStartFailed(answer(503))),
+                Err(watcher::Error::WatchStartFailed(answer(EXPIRED))),
+            ];
+            stream::iter(items).boxed()
+        };
+        let items = begun_anew(begin).take(9).collect::<Vec<_>>().await;
+        let lists = items
+            .iter()
+            .filter(|item| matches!(item, Ok(watcher::Event::Init)));
+        assert_eq!(lists.count(), 3);
     }
 }

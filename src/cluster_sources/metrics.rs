@@ -32,8 +32,8 @@ pub(super) struct SourcesMetrics {
     sources: Arc<Mutex<SourceCountersByName>>,
 }
 
-/// What a Source did since this process first ran it. Each change that it saw is produced, filtered, rejected, failed, or
-/// pending.
+/// What a Source did since this process first ran it. Each change that it saw is produced, filtered, rejected, failed, left,
+/// or pending.
 #[derive(Debug, Default)]
 pub(super) struct SourceCounters {
     changes: [AtomicU64; 3],
@@ -41,6 +41,7 @@ pub(super) struct SourceCounters {
     filtered: AtomicU64,
     rejected: AtomicU64,
     failed: AtomicU64,
+    left: AtomicU64,
     refused: AtomicU64,
     pending: AtomicU64,
     objects: AtomicU64,
@@ -77,6 +78,25 @@ impl SourceCounters {
     /// Counts a change whose event could not be made, or for which a filter failed.
     pub(super) fn failed(&self) {
         self.failed.fetch_add(1, Relaxed);
+    }
+
+    /// Counts changes that a run had not settled when it ended. None is pending any more.
+    pub(super) fn left(&self, changes: usize) {
+        self.left.fetch_add(changes as u64, Relaxed);
+        self.pending.store(0, Relaxed);
+    }
+
+    /// The changes that are not pending: produced, filtered, rejected, failed and left.
+    #[cfg(test)]
+    pub(super) fn settled(&self) -> [u64; 5] {
+        let counts = [
+            &self.produced,
+            &self.filtered,
+            &self.rejected,
+            &self.failed,
+            &self.left,
+        ];
+        counts.map(|count| count.load(Relaxed))
     }
 
     /// Counts an attempt that is repeated.
@@ -134,7 +154,7 @@ impl SourcesMetrics {
 /// Name, help and value of a metric with one series a Source.
 type SourceMetric = (&'static str, &'static str, fn(&SourceCounters) -> &AtomicU64);
 
-const COUNTERS: [SourceMetric; 5] = [
+const COUNTERS: [SourceMetric; 6] = [
     ("events_produced", "Events that the Source produced", |counters| {
         &counters.produced
     }),
@@ -152,6 +172,11 @@ const COUNTERS: [SourceMetric; 5] = [
         "changes_failed",
         "Changes of objects whose event cannot be made, or for which a filter failed",
         |counters| &counters.failed,
+    ),
+    (
+        "changes_left",
+        "Changes of objects that were not settled when the Source was changed or began anew, and that are seen again",
+        |counters| &counters.left,
     ),
     (
         "attempts_failed",

@@ -28,13 +28,28 @@ const MAX_VERSIONS: usize = 8 * 1024 * 1024;
 /// Maximum number of objects of a Source. Their records fit into the ConfigMaps.
 pub(super) const MAX_OBJECTS: usize = 20_000;
 
-/// A change, and its event; none if it is not to be told.
+/// A change whose event is to be posted.
 pub(super) struct Pending {
     pub(super) change: ObservedChange,
-    pub(super) event: Option<Arc<Event>>,
+    pub(super) event: Arc<Event>,
     /// Failed attempts to post it.
     pub(super) failures: u32,
+}
+
+/// A change in the queue.
+struct Waiting {
+    change: ObservedChange,
+    outcome: Outcome,
     bytes: usize,
+}
+
+/// What becomes of a change.
+enum Outcome {
+    Event(Arc<Event>),
+    /// It is not to be told.
+    Filtered,
+    /// No event can be made of it, or a filter fails: why.
+    Failed(String),
 }
 
 /// How events are made.
@@ -50,8 +65,10 @@ pub(super) struct EventPlan {
 pub(super) struct ChangeQueue {
     pub(super) ledger: Ledger,
     plan: EventPlan,
-    waiting: VecDeque<Pending>,
+    waiting: VecDeque<Waiting>,
     bytes: usize,
+    /// Why a change could last not be told, for reasons of its own.
+    pub(super) failure: Option<String>,
     /// Objects with a change that is being told.
     busy: HashSet<ObjectKey>,
     versions: LastVersions,
@@ -65,6 +82,7 @@ impl ChangeQueue {
             plan,
             waiting: VecDeque::new(),
             bytes: 0,
+            failure: None,
             busy: HashSet::new(),
             versions: LastVersions::default(),
             counters,
@@ -150,26 +168,28 @@ impl ChangeQueue {
         now: Timestamp,
     ) {
         self.counters.changed(change.kind);
-        let event = self.event(names, &change, object, now);
-        let bytes = event.as_ref().map_or(0, |event| event.size());
+        let outcome = self.outcome(names, &change, object, now);
+        let bytes = match &outcome {
+            Outcome::Event(event) => event.size(),
+            Outcome::Filtered | Outcome::Failed(_) => 0,
+        };
         self.bytes += bytes;
-        self.waiting.push_back(Pending {
+        self.waiting.push_back(Waiting {
             change,
-            event: event.map(Arc::new),
-            failures: 0,
+            outcome,
             bytes,
         });
     }
 
-    fn event(
+    fn outcome(
         &self,
         names: &KindNames,
         change: &ObservedChange,
         object: Option<&ObservedObject>,
         now: Timestamp,
-    ) -> Option<Event> {
+    ) -> Outcome {
         if !self.plan.changes.contains(&wanted(change.kind)) {
-            return None;
+            return Outcome::Filtered;
         }
         let data = match self.plan.data {
             ObjectData::Object => EventData::Object,
@@ -179,19 +199,22 @@ impl ChangeQueue {
         let made = event(names, change, object, data, now)
             .map_err(|invalid| invalid.to_string())
             .and_then(|event| Ok(self.plan.filter.try_matches(&event)?.then_some(event)));
-        made.unwrap_or_else(|problem| {
-            self.counters.failed();
-            let (object, kind) = (&change.place.name, &names.kind);
-            tracing::warn!(kind, object, problem, "a change of an object cannot be told");
-            None
-        })
+        match made {
+            Ok(Some(event)) => Outcome::Event(event.into()),
+            Ok(None) => Outcome::Filtered,
+            Err(problem) => {
+                let (object, kind) = (&change.place.name, &names.kind);
+                tracing::warn!(kind, object, problem, "a change of an object cannot be told");
+                Outcome::Failed(format!("{kind} {object:?}: {problem}"))
+            }
+        }
     }
 
     /// Takes the next change that may be told. Settles those that need not be.
     pub(super) fn next(&mut self) -> Option<Pending> {
         let mut blocked = HashSet::new();
         let mut at = 0;
-        while let Some(Pending { change, event, .. }) = self.waiting.get(at) {
+        while let Some(Waiting { change, .. }) = self.waiting.get(at) {
             let is_next = !blocked.contains(&change.key)
                 && !self.busy.contains(&change.key)
                 && self.ledger.may_tell(change);
@@ -200,15 +223,28 @@ impl ChangeQueue {
                 at += 1;
                 continue;
             }
-            let is_told = event.is_some();
-            let pending = self.waiting.remove(at)?;
-            self.bytes -= pending.bytes;
-            if is_told {
-                self.busy.insert(pending.change.key.clone());
-                return Some(pending);
+            let Waiting {
+                change,
+                outcome,
+                bytes,
+            } = self.waiting.remove(at)?;
+            self.bytes -= bytes;
+            match outcome {
+                Outcome::Event(event) => {
+                    self.busy.insert(change.key.clone());
+                    return Some(Pending {
+                        change,
+                        event,
+                        failures: 0,
+                    });
+                }
+                Outcome::Filtered => self.counters.filtered(),
+                Outcome::Failed(problem) => {
+                    self.counters.failed();
+                    self.failure = Some(problem);
+                }
             }
-            self.counters.filtered();
-            self.ledger.told(&pending.change);
+            self.ledger.told(&change);
         }
         None
     }
@@ -217,6 +253,13 @@ impl ChangeQueue {
     pub(super) fn settled(&mut self, change: &ObservedChange) {
         self.busy.remove(&change.key);
         self.ledger.told(change);
+    }
+}
+
+impl Drop for ChangeQueue {
+    /// What was not told is seen again by the next run.
+    fn drop(&mut self) {
+        self.counters.left(self.pending());
     }
 }
 
@@ -346,6 +389,22 @@ mod tests {
     }
 
     #[test]
+    fn each_change_is_counted_once() {
+        let failing = [Expression::Cel("event.absent == 'a'".to_owned())];
+        let counters = Arc::<SourceCounters>::default();
+        let mut work = work(ObjectData::Object, &[ObjectChange::Added], &failing);
+        work.counters = counters.clone();
+        show(&mut work, "a", "1");
+        show(&mut work, "a", "2");
+        save(&mut work);
+        assert!(work.next().is_none());
+        assert!(work.failure.is_some());
+        show(&mut work, "b", "1");
+        drop(work);
+        assert_eq!(counters.settled(), [0, 1, 0, 1, 1]);
+    }
+
+    #[test]
     fn own_objects_are_not_told() {
         let work = work(ObjectData::Object, &ALL, &[]);
         let labels = json!({SOURCE_UID: "x"});
@@ -362,7 +421,7 @@ mod tests {
         save(&mut work);
         let first = work.next().unwrap();
         work.settled(&first.change);
-        let second = work.next().unwrap().event.unwrap();
+        let second = work.next().unwrap().event;
         assert_eq!(
             second.attribute("datacontenttype"),
             Some(&"application/merge-patch+json".into())

@@ -1,17 +1,22 @@
 //! Keeps what was told of the objects of a Source, in ConfigMaps of this process's namespace: one for each shard of the
 //! records. A write is rejected if somebody else has written since, such as a process that led before.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::{Map, Value, json};
 
-use crate::source::kubernetes::{ObjectKey, Record, SHARDS, UnsavedRecords};
+use crate::{
+    api,
+    source::kubernetes::{ObjectKey, Record, SHARDS, UnsavedRecords},
+};
 
 /// Label with the owner of the records.
 const OWNER: &str = "weir.dev/sources";
@@ -61,8 +66,8 @@ impl RecordStore {
 
     /// Reads the records.
     pub(super) async fn load(&self) -> Result<(Vec<(ObjectKey, Record)>, Versions), String> {
-        let selector = format!("{OWNER}={},{SOURCE_UID}={}", self.owner, self.uid);
-        let parameters = ListParams::default().labels(&selector);
+        // Also those of an earlier owner, such as the same installation by another name.
+        let parameters = ListParams::default().labels(&format!("{SOURCE_UID}={}", self.uid));
         let listed = in_time(self.maps.list(&parameters)).await?;
         let mut versions = Versions::default();
         let mut records = Vec::new();
@@ -94,8 +99,8 @@ impl RecordStore {
         let written = match version {
             Some(version) => {
                 let lines = lines.map(|(key, line)| (key, line.map_or(Value::Null, Value::from)));
-                let patch =
-                    json!({"metadata": {"resourceVersion": version}, "data": lines.collect::<Map<_, _>>()});
+                let metadata = json!({"resourceVersion": version, "labels": {OWNER: self.owner}});
+                let patch = json!({"metadata": metadata, "data": lines.collect::<Map<_, _>>()});
                 let parameters = PatchParams::default();
                 let patch = Patch::Merge(&patch);
                 tokio::time::timeout(TIMEOUT, self.maps.patch(&name, &parameters, &patch)).await
@@ -134,27 +139,33 @@ impl RecordStore {
     }
 }
 
-/// Removes the records of an owner whose Source does not exist.
-pub(super) async fn remove_others(
-    client: Client,
-    owner: &str,
-    exists: impl Fn(&str) -> bool,
-) -> Result<(), String> {
-    let maps = Api::<ConfigMap>::default_namespaced(client);
+/// Removes the records of an owner whose Source does not exist. Looks in these namespaces, or in all if there are none, and
+/// keeps the records of other ones.
+pub(super) async fn remove_others(client: Client, owner: &str, namespaces: &[String]) -> Result<(), String> {
+    let maps = Api::<ConfigMap>::default_namespaced(client.clone());
     let parameters = ListParams::default().labels(&format!("{OWNER}={owner}"));
-    for map in in_time(maps.list_metadata(&parameters)).await? {
-        let uid = map
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(SOURCE_UID));
-        let (Some(name), Some(uid)) = (&map.metadata.name, uid) else {
+    let maps_found = in_time(maps.list_metadata(&parameters)).await?;
+    // After the records, and not from a watch: a Source whose records were found is missing only if it is gone.
+    let existing = existing_sources(client, namespaces).await?;
+    for map in maps_found {
+        let metadata = &map.metadata;
+        let uid = metadata.labels.as_ref().and_then(|labels| labels.get(SOURCE_UID));
+        let source = metadata.annotations.as_ref().and_then(|all| all.get(SOURCE));
+        let namespace = source
+            .and_then(|source| source.split_once('/'))
+            .map(|(namespace, _)| namespace);
+        let (Some(name), Some(uid), Some(namespace)) = (&metadata.name, uid, namespace) else {
             continue;
         };
-        if exists(uid) {
+        let is_watched = namespaces.is_empty() || namespaces.iter().any(|watched| watched == namespace);
+        if !is_watched || existing.contains(uid) {
             continue;
         }
-        match in_time(maps.delete(name, &DeleteParams::default())).await {
+        let unchanged = DeleteParams::default().preconditions(Preconditions {
+            uid: metadata.uid.clone(),
+            resource_version: metadata.resource_version.clone(),
+        });
+        match in_time(maps.delete(name, &unchanged)).await {
             Ok(_) => tracing::info!(
                 name,
                 "removed the records of a Source that does not exist any more"
@@ -163,6 +174,23 @@ pub(super) async fn remove_others(
         }
     }
     Ok(())
+}
+
+/// The UIDs of the Sources of these namespaces, or of all.
+async fn existing_sources(client: Client, namespaces: &[String]) -> Result<HashSet<String>, String> {
+    let apis: Vec<Api<api::Source>> = match namespaces {
+        [] => vec![Api::all(client)],
+        some => some
+            .iter()
+            .map(|namespace| Api::namespaced(client.clone(), namespace))
+            .collect(),
+    };
+    let mut existing = HashSet::new();
+    for sources in apis {
+        let listed = in_time(sources.list_metadata(&ListParams::default())).await?;
+        existing.extend(listed.into_iter().filter_map(|source| source.metadata.uid));
+    }
+    Ok(existing)
 }
 
 async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {

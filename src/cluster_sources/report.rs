@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry, ObjectMeta, Time};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{api, resolve::Finding};
@@ -22,8 +22,9 @@ const CONNECTED: &str = "Connected";
 /// Interval at which the time of the last event is written.
 const LAST_EVENT_EVERY: Duration = Duration::from_secs(60);
 
-/// Minimum time between two writes.
+/// Minimum time between two writes; and before one that changes only the message, which may have numbers that move.
 const PACE: Duration = Duration::from_secs(1);
+const MESSAGE_PACE: Duration = Duration::from_secs(10);
 
 /// Timeout of a write, and the pause after one that failed.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,54 +38,137 @@ pub(super) struct ConnectionReport {
 
 /// Writes reports.
 pub(super) struct Reporter {
-    sources: Api<api::Source>,
-    name: String,
-    namespace: String,
-    uid: String,
+    writer: StatusWriter,
     generation: i64,
     written: Option<Condition>,
     written_event: Option<Timestamp>,
 }
 
+/// Whether this process has written something in the status of a Source that does not run, which is no longer true. A Source
+/// of this kind, as one that is suspended, keeps the time of its last event.
+pub(super) fn is_left(metadata: &ObjectMeta, source: Option<&api::Source>) -> bool {
+    let fields = metadata
+        .managed_fields
+        .iter()
+        .flatten()
+        .filter(|fields| is_own(fields));
+    let is_this_kind = source.is_some_and(|source| source.spec.kubernetes.is_some());
+    fields
+        .filter_map(|fields| serde_json::to_value(&fields.fields_v1).ok())
+        .any(|fields| !is_this_kind || fields["f:status"].get("f:conditions").is_some())
+}
+
+fn is_own(fields: &ManagedFieldsEntry) -> bool {
+    fields.manager.as_deref() == Some(FIELD_MANAGER) && fields.subresource.as_deref() == Some("status")
+}
+
+/// Takes back what this process has written in the status of a Source that does not run. Tries until it succeeds.
+pub(super) async fn release(client: Client, metadata: &ObjectMeta, source: Option<&api::Source>) {
+    if !is_left(metadata, source) {
+        return;
+    }
+    let time = source.filter(|source| source.spec.kubernetes.is_some());
+    let time = time.and_then(|source| source.status.as_ref()?.last_event_time.clone());
+    let status = time.map_or_else(|| json!({}), |time| json!({"lastEventTime": time}));
+    let namespace = metadata.namespace.clone().unwrap_or_default();
+    let writer = StatusWriter {
+        sources: Api::namespaced(client, &namespace),
+        name: metadata.name.clone().unwrap_or_default(),
+        namespace,
+        uid: metadata.uid.clone().unwrap_or_default(),
+    };
+    while !writer.write(&status).await {
+        tokio::time::sleep(TIMEOUT).await;
+    }
+}
+
+/// Writes the status of a Source.
+struct StatusWriter {
+    sources: Api<api::Source>,
+    name: String,
+    namespace: String,
+    uid: String,
+}
+
+impl StatusWriter {
+    /// Writes what this process has to say, and takes back the rest. Returns whether that succeeded.
+    async fn write(&self, status: &Value) -> bool {
+        let patch = json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": "Source",
+            "metadata": {"name": self.name, "namespace": self.namespace, "uid": self.uid},
+            "status": status,
+        });
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let patch = Patch::Apply(&patch);
+        let write = self.sources.patch_status(&self.name, &parameters, &patch);
+        let (namespace, source) = (&self.namespace, &self.name);
+        match tokio::time::timeout(TIMEOUT, write).await {
+            Ok(Ok(_)) => true,
+            // Deleted in the meantime; the watch will report it.
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 || status.code == 409 => true,
+            Ok(Err(error)) => {
+                tracing::warn!(namespace, source, %error, "cannot write a status; retrying");
+                false
+            }
+            Err(_) => {
+                tracing::warn!(namespace, source, "cannot write a status in time; retrying");
+                false
+            }
+        }
+    }
+}
+
 impl Reporter {
     pub(super) fn new(client: Client, source: &api::Source) -> Self {
         let namespace = source.namespace().unwrap_or_default();
-        let conditions = source.status.as_ref().map(|status| status.conditions.as_slice());
+        let status = source.status.as_ref();
+        let conditions = status.map(|status| status.conditions.as_slice());
         Self {
-            sources: Api::namespaced(client, &namespace),
-            name: source.name_any(),
-            namespace,
-            uid: source.uid().unwrap_or_default(),
+            writer: StatusWriter {
+                sources: Api::namespaced(client, &namespace),
+                name: source.name_any(),
+                namespace,
+                uid: source.uid().unwrap_or_default(),
+            },
             generation: source.metadata.generation.unwrap_or_default(),
             written: conditions
                 .and_then(|conditions| api::condition(conditions, CONNECTED))
                 .cloned(),
-            written_event: None,
+            written_event: status.and_then(|status| status.last_event_time.as_ref()?.parse().ok()),
         }
     }
 
     /// Writes each report that differs, until there are no more.
     pub(super) async fn run(mut self, mut reports: watch::Receiver<Option<ConnectionReport>>) {
         let mut event_due = Instant::now();
+        let mut message_due = Instant::now();
         loop {
             let report = reports.borrow_and_update().clone();
             let mut pause = PACE;
             if let Some(report) = report {
                 let condition = self.condition(&report.connected);
-                let is_event = report.last_event != self.written_event && Instant::now() >= event_due;
-                if self.written.as_ref() != Some(&condition) || is_event {
-                    if self.write(&condition, report.last_event).await {
-                        self.written = Some(condition);
-                        self.written_event = report.last_event;
+                // Of another run, if none was produced in this one.
+                let last_event = report.last_event.or(self.written_event);
+                let now = Instant::now();
+                let is_due = self.is_news(&condition)
+                    || (self.written.as_ref() != Some(&condition) && now >= message_due)
+                    || (last_event != self.written_event && now >= event_due);
+                if is_due {
+                    if self.write(&condition, last_event).await {
+                        self.written = Some(condition.clone());
+                        self.written_event = last_event;
                         event_due = Instant::now() + LAST_EVENT_EVERY;
+                        message_due = Instant::now() + MESSAGE_PACE;
                     } else {
                         pause = TIMEOUT;
                     }
                 }
-                let is_behind = report.last_event != self.written_event || pause == TIMEOUT;
                 tokio::time::sleep(pause).await;
-                let wait = if is_behind {
-                    event_due.max(Instant::now() + PACE)
+                let soon = Instant::now() + PACE;
+                let wait = if self.written.as_ref() != Some(&condition) {
+                    message_due.max(soon)
+                } else if last_event != self.written_event {
+                    event_due.max(soon)
                 } else {
                     Instant::now() + LAST_EVENT_EVERY
                 };
@@ -96,6 +180,17 @@ impl Reporter {
                 return;
             }
         }
+    }
+
+    /// Whether more than the message differs from what was written.
+    fn is_news(&self, condition: &Condition) -> bool {
+        self.written.as_ref().is_none_or(|written| {
+            let message = condition.message.clone();
+            Condition {
+                message,
+                ..written.clone()
+            } != *condition
+        })
     }
 
     /// The condition; the time of its transition moves only with its status.
@@ -120,27 +215,43 @@ impl Reporter {
             let whole = Timestamp::from_second(time.as_second()).unwrap_or(time);
             status["lastEventTime"] = whole.to_string().into();
         }
-        let patch = json!({
-            "apiVersion": "weir.dev/v1alpha1", "kind": "Source",
-            "metadata": {"name": self.name, "namespace": self.namespace, "uid": self.uid},
-            "status": status,
-        });
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let patch = Patch::Apply(&patch);
-        let write = self.sources.patch_status(&self.name, &parameters, &patch);
-        let (namespace, source) = (&self.namespace, &self.name);
-        match tokio::time::timeout(TIMEOUT, write).await {
-            Ok(Ok(_)) => true,
-            // Deleted in the meantime; the watch will report it.
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 || status.code == 409 => true,
-            Ok(Err(error)) => {
-                tracing::warn!(namespace, source, %error, "cannot write a status; retrying");
-                false
-            }
-            Err(_) => {
-                tracing::warn!(namespace, source, "cannot write a status in time; retrying");
-                false
-            }
+        self.writer.write(&status).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_source_is_taken_back_once() {
+        let source = |spec: Value, manager: &str, fields: Value| -> api::Source {
+            let managed = json!([{"manager": manager, "subresource": "status", "operation": "Apply",
+                                  "fieldsType": "FieldsV1", "fieldsV1": {"f:status": fields}}]);
+            let metadata = json!({"name": "s", "namespace": "n", "managedFields": managed});
+            serde_json::from_value(json!({
+                "apiVersion": "weir.dev/v1alpha1", "kind": "Source", "metadata": metadata, "spec": spec,
+            }))
+            .unwrap()
+        };
+        let objects = json!({"suspend": true, "kubernetes": {
+            "serviceAccountName": "viewer", "resources": [{"apiVersion": "v1", "kind": "Pod"}],
+        }});
+        let schedule = json!({"cron": {"schedule": "* * * * *"}});
+        let (both, time) = (
+            json!({"f:conditions": {}, "f:lastEventTime": {}}),
+            json!({"f:lastEventTime": {}}),
+        );
+        for (spec, manager, fields, expected) in [
+            (&objects, FIELD_MANAGER, &both, true),
+            (&objects, FIELD_MANAGER, &time, false),
+            (&objects, "weir-controller", &both, false),
+            (&schedule, FIELD_MANAGER, &time, true),
+            (&schedule, "weir-controller", &both, false),
+        ] {
+            let source = source(spec.clone(), manager, fields.clone());
+            let is_left = is_left(&source.metadata, Some(&source));
+            assert_eq!(is_left, expected, "{spec} {manager} {fields}");
         }
     }
 }

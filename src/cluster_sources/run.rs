@@ -1,6 +1,12 @@
 //! Runs a Source: obtains tokens, finds its kinds, and then follows the objects and tells their changes.
 
-use std::{array, collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    array,
+    collections::{BTreeSet, HashMap},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -24,13 +30,13 @@ use super::{
     process::SourcesProcess,
     queue::{ChangeQueue, EventPlan, MAX_OBJECTS, Pending},
     records::{RecordStore, SaveError, Versions},
-    report::{ConnectionReport, Reporter},
+    report::{self, ConnectionReport, Reporter},
 };
 use crate::{
     api,
     filter::CompiledFilter,
     resolve::{Finding, KubernetesPlan, plan_kubernetes, source_filters},
-    source::kubernetes::{Ledger, SHARDS, UnsavedRecords},
+    source::kubernetes::{Ledger, ObjectKey, SHARDS, UnsavedRecords},
 };
 
 /// Maximum number of events of a Source in flight.
@@ -39,8 +45,9 @@ const IN_FLIGHT: usize = 16;
 /// Maximum number of saves of a Source in flight.
 const SAVES: usize = 4;
 
-/// Time for which saves of a shard are collected, unless an object waits for one. Longer for a large shard.
+/// Time for which saves of a shard are collected; less if an object waits for one. Longer for a large shard.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+const SAVE_AWAITED: Duration = Duration::from_millis(200);
 
 /// Pauses before another attempt to post an event, or to save; each is twice the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -53,6 +60,9 @@ const LONGEST_RERUN: Duration = Duration::from_secs(60);
 /// Time for which the broker, or saving, fails before the status tells it. A router restarts within it.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 
+/// Time for which one event, or some of the records, fail while others succeed before the status tells it.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
 /// Time for which a run that ends waits for events in flight, and then for the last save.
 const LAST_EVENTS: Duration = Duration::from_secs(3);
 const LAST_SAVE: Duration = Duration::from_secs(5);
@@ -60,21 +70,25 @@ const LAST_SAVE: Duration = Duration::from_secs(5);
 /// Why a run ended.
 enum Ended {
     Stopped,
+    /// The records are not those that were read.
+    Conflict,
     Problem(Finding),
 }
 
 /// Runs a Source until told to stop.
 pub(super) async fn run(shared: Arc<SourcesProcess>, source: Arc<api::Source>, stop: CancellationToken) {
     let (namespace, name) = (source.namespace().unwrap_or_default(), source.name_any());
-    let Some(Ok(plan)) = source
-        .spec
-        .kubernetes
-        .as_ref()
-        .map(|spec| plan_kubernetes(&namespace, spec))
-    else {
-        return; // the controller tells what is wrong
-    };
-    let Ok(filter) = CompiledFilter::compile(&source_filters(&source.spec)) else {
+    let plan = source.spec.kubernetes.as_ref();
+    let plan = plan.map(|spec| plan_kubernetes(&namespace, spec));
+    let filter = CompiledFilter::compile(&source_filters(&source.spec));
+    let (Some(Ok(plan)), Ok(filter)) = (plan, filter) else {
+        // The controller tells what is wrong.
+        stop.run_until_cancelled(report::release(
+            shared.client.clone(),
+            &source.metadata,
+            Some(&source),
+        ))
+        .await;
         return;
     };
     let (report, reports) = watch::channel(None);
@@ -137,14 +151,23 @@ impl Runner {
     /// Runs the Source, again and again if it cannot.
     async fn run(&self) {
         let mut pause = FIRST_RERUN;
+        let mut had_conflict = false;
         let mut tokens = self.tokens.clone();
         loop {
             let begun = Instant::now();
+            let (namespace, source) = (&self.namespace, &self.name);
             let problem = match self.attempt(&mut tokens).await {
                 Ended::Stopped => return,
+                // As when the API server did not answer in time although it had saved.
+                Ended::Conflict
+                    if !mem::replace(&mut had_conflict, true) || begun.elapsed() > LONGEST_RERUN =>
+                {
+                    tracing::info!(namespace, source, "the records have changed; reading them again");
+                    continue;
+                }
+                Ended::Conflict => Finding::bad("RecordsUnavailable", SaveError::Conflict.to_string()),
                 Ended::Problem(problem) => problem,
             };
-            let (namespace, source) = (&self.namespace, &self.name);
             let (reason, message) = (problem.reason, &problem.message);
             tracing::warn!(namespace, source, reason, message, "the Source does not run");
             self.tell(problem, None);
@@ -229,6 +252,7 @@ impl Runner {
             shards: versions_to_shards(versions),
             broker_failure: None,
             save_failure: None,
+            refused: HashMap::new(),
             rejection: None,
             last_event: None,
         };
@@ -245,6 +269,8 @@ struct ShardState {
     /// Time before which nothing is saved, after a failure.
     not_before: Instant,
     failures: u32,
+    /// Since when it cannot be saved, and why.
+    failure: Option<(Instant, String)>,
 }
 
 fn versions_to_shards(versions: Versions) -> [ShardState; SHARDS] {
@@ -255,6 +281,7 @@ fn versions_to_shards(versions: Versions) -> [ShardState; SHARDS] {
         due: None,
         not_before: Instant::now(),
         failures: 0,
+        failure: None,
     })
 }
 
@@ -269,11 +296,13 @@ struct Following<'a> {
     posts: FuturesUnordered<BoxFuture<'static, (Pending, Posted)>>,
     saves: FuturesUnordered<BoxFuture<'static, Save>>,
     shards: [ShardState; SHARDS],
-    /// Since when the broker does not take events, and why.
+    /// Since when the broker takes no event at all, and why.
     broker_failure: Option<(Instant, Finding)>,
     /// The same of saving.
     save_failure: Option<(Instant, String)>,
-    /// Why the first event was rejected.
+    /// The same of each event that is posted again; as many as are in flight at most.
+    refused: HashMap<ObjectKey, (Instant, Finding)>,
+    /// Why an event was last rejected.
     rejection: Option<String>,
     last_event: Option<Timestamp>,
 }
@@ -389,10 +418,7 @@ impl Following<'_> {
                 Some(Ok(tokens)) => Some(tokens.broker.clone()),
                 _ => None,
             };
-            let posted = match &pending.event {
-                Some(event) => shared.broker.post(&url, event, token).await,
-                None => Posted::Accepted, // nothing is to be told
-            };
+            let posted = shared.broker.post(&url, &pending.event, token).await;
             (pending, posted)
         };
         self.posts.push(post.boxed());
@@ -400,6 +426,7 @@ impl Following<'_> {
 
     fn posted(&mut self, mut pending: Pending, posted: Posted) {
         let counters = &self.runner.counters;
+        let refused = self.refused.remove(&pending.change.key);
         match posted {
             Posted::Accepted => {
                 counters.produced();
@@ -413,7 +440,7 @@ impl Following<'_> {
                 let (namespace, source, id) =
                     (&self.runner.namespace, &self.runner.name, pending.change.id());
                 tracing::warn!(namespace, source, id, said, "an event is given up");
-                self.rejection.get_or_insert(said);
+                self.rejection = Some(said);
                 self.work.settled(&pending.change);
             }
             Posted::Refused {
@@ -426,7 +453,9 @@ impl Following<'_> {
                     .broker_failure
                     .take()
                     .map_or_else(Instant::now, |(since, _)| since);
-                self.broker_failure = Some((since, problem));
+                self.broker_failure = Some((since, problem.clone()));
+                let since = refused.map_or_else(Instant::now, |(since, _)| since);
+                self.refused.insert(pending.change.key.clone(), (since, problem));
                 if is_unauthenticated {
                     self.runner.renew.notify_one();
                 }
@@ -438,15 +467,21 @@ impl Following<'_> {
     }
 
     fn begin_saves(&mut self, now: Instant) {
-        let collect = SAVE_EVERY + Duration::from_millis(self.work.ledger.len() as u64 / SHARDS as u64);
+        let objects = u32::try_from(self.work.ledger.len() / SHARDS).unwrap_or(u32::MAX);
+        let collect = SAVE_EVERY + Duration::from_millis(1) * objects;
+        let awaited = SAVE_AWAITED + Duration::from_millis(1) * objects / 4;
         for shard in 0..SHARDS {
             let state = &mut self.shards[shard];
             if !self.work.ledger.is_unsaved(shard) || state.is_saving {
                 continue;
             }
-            let due = *state.due.get_or_insert(now + collect);
-            let is_due = self.work.ledger.is_awaited(shard) || due <= now;
-            if is_due && state.not_before <= now && self.saves.len() < SAVES {
+            let wait = match self.work.ledger.is_awaited(shard) {
+                true => awaited,
+                false => collect,
+            };
+            let due = state.due.map_or(now + wait, |due| due.min(now + wait));
+            state.due = Some(due);
+            if due <= now && state.not_before <= now && self.saves.len() < SAVES {
                 self.save(shard);
             }
         }
@@ -469,15 +504,12 @@ impl Following<'_> {
         state.is_saving = false;
         match saved {
             Ok(version) => {
-                (state.version, state.failures) = (version, 0);
+                (state.version, state.failures, state.failure) = (version, 0, None);
                 self.save_failure = None;
                 self.work.ledger.saved(&records);
                 Ok(())
             }
-            Err(SaveError::Conflict) => Err(Ended::Problem(Finding::bad(
-                "RecordsUnavailable",
-                SaveError::Conflict.to_string(),
-            ))),
+            Err(SaveError::Conflict) => Err(Ended::Conflict),
             Err(SaveError::Failed(problem)) => {
                 state.not_before = Instant::now() + pause(state.failures);
                 state.failures = state.failures.saturating_add(1);
@@ -485,7 +517,9 @@ impl Following<'_> {
                     .save_failure
                     .take()
                     .map_or_else(Instant::now, |(since, _)| since);
-                self.save_failure = Some((since, problem));
+                self.save_failure = Some((since, problem.clone()));
+                let since = state.failure.take().map_or_else(Instant::now, |(since, _)| since);
+                state.failure = Some((since, problem));
                 self.work.ledger.not_saved(shard, records);
                 Ok(())
             }
@@ -499,11 +533,7 @@ impl Following<'_> {
             let state = &self.shards[shard];
             let is_waiting =
                 self.work.ledger.is_unsaved(shard) && !state.is_saving && self.saves.len() < SAVES;
-            let due = match self.work.ledger.is_awaited(shard) {
-                true => now,
-                false => state.due?,
-            };
-            is_waiting.then_some(due.max(state.not_before))
+            is_waiting.then_some(state.due?.max(state.not_before))
         });
         // The status tells of failures after a while.
         due.chain([now + TOLD_AFTER]).min().unwrap_or(now)
@@ -520,22 +550,21 @@ impl Following<'_> {
         if let Some(problem) = self.feeds.iter().find_map(ObjectFeed::problem) {
             return Some(problem.clone());
         }
-        if let Some((since, problem)) = &self.broker_failure
-            && since.elapsed() >= TOLD_AFTER
-        {
+        let broker = lasting(self.broker_failure.as_ref(), self.refused.values());
+        if let Some(problem) = broker {
             return Some(problem.clone());
         }
-        if let Some((since, problem)) = &self.save_failure
-            && since.elapsed() >= TOLD_AFTER
-        {
+        let shards = self.shards.iter().filter_map(|shard| shard.failure.as_ref());
+        if let Some(problem) = lasting(self.save_failure.as_ref(), shards) {
             let message = format!("weir sources cannot save its records of the objects: {problem}; retrying");
             return Some(Finding::bad("RecordsUnavailable", message));
         }
         if !self.feeds.iter().all(|feed| feed.is_listed) {
             return None;
         }
-        if let Some(said) = &self.rejection {
-            let message = format!("events were rejected, and are given up; the first: {said}");
+        if let Some(said) = self.rejection.as_ref().or(self.work.failure.as_ref()) {
+            let message =
+                format!("events were rejected or could not be made, and are given up; the last: {said}");
             return Some(Finding::good("EventsRejected", message));
         }
         let kinds: BTreeSet<&str> = self.feeds.iter().map(|feed| feed.names.kind.as_str()).collect();
@@ -580,6 +609,19 @@ impl Following<'_> {
     }
 }
 
+/// Returns what has failed for long: all, or one of some.
+fn lasting<'a, T>(
+    all: Option<&'a (Instant, T)>,
+    each: impl Iterator<Item = &'a (Instant, T)>,
+) -> Option<&'a T> {
+    let all = all.filter(|(since, _)| since.elapsed() >= TOLD_AFTER);
+    let oldest = || {
+        let oldest = each.min_by_key(|(since, _)| *since);
+        oldest.filter(|(since, _)| since.elapsed() >= STUCK_AFTER)
+    };
+    all.or_else(oldest).map(|(_, problem)| problem)
+}
+
 /// Pause after this many failures before, with jitter.
 fn pause(failures: u32) -> Duration {
     let ceiling = FIRST_PAUSE.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX));
@@ -599,4 +641,23 @@ fn too_many() -> Finding {
 /// The object as JSON. That of an API server always has a form.
 fn value(object: DynamicObject) -> Option<serde_json::Value> {
     serde_json::to_value(object).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_stuck_is_told_although_others_succeed() {
+        let begun = Instant::now();
+        let (all, one, other) = ((begun, "all"), (begun, "one"), (begun + TOLD_AFTER, "other"));
+        let each = || [&other, &one].into_iter();
+        assert_eq!(lasting(Some(&all), each()), None);
+        tokio::time::advance(TOLD_AFTER).await;
+        assert_eq!(lasting(Some(&all), each()), Some(&"all"));
+        assert_eq!(lasting(None, each()), None);
+        tokio::time::advance(STUCK_AFTER - TOLD_AFTER).await;
+        assert_eq!(lasting(None, each()), Some(&"one"));
+        assert_eq!(lasting(None, std::iter::once(&other)), None);
+    }
 }

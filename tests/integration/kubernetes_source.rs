@@ -54,6 +54,27 @@ kind: RoleBinding
 metadata: {name: weir-sources, namespace: default}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: weir-sources}
 subjects: [{kind: ServiceAccount, name: weir-sources, namespace: default}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: weir-sources}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: default}}
+    resourceRules:
+    - {apiGroups: [""], apiVersions: ["*"], operations: [CREATE, UPDATE, DELETE], resources: [configmaps]}
+  matchConditions:
+  - name: weir-sources
+    expression: "request.userInfo.username == 'system:serviceaccount:default:weir-sources'"
+  validations:
+  - expression: "(request.operation == 'DELETE' ? oldObject : object).metadata.name.startsWith('weir-source-')"
+    message: weir sources may change only its records
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: weir-sources}
+spec: {policyName: weir-sources, validationActions: [Deny]}
 "#;
 
 /// What the Source's ServiceAccount may see, and that `weir sources` may use it.
@@ -178,6 +199,7 @@ impl Setup {
             "weir_sources_changes_filtered_total",
             "weir_sources_events_rejected_total",
             "weir_sources_changes_failed_total",
+            "weir_sources_changes_left_total",
         ];
         let ended: u64 = ended.iter().map(|name| self.metric(name)).sum();
         assert_eq!(self.metric("weir_sources_changes_total"), ended);
@@ -327,6 +349,18 @@ fn changes_are_told_as_far_as_the_author_may_see() {
     assert_eq!(data["metadata"].get("managedFields"), None);
     setup.assert_accounted();
 
+    // Its account may change nothing but its records.
+    setup.plane.admin().run(["create", "configmap", "other"]);
+    for attempt in [
+        ["delete", "configmap", "other"].as_slice(),
+        &["create", "configmap", "another"],
+    ] {
+        eventually(PATIENCE, || match setup.account.try_run(attempt) {
+            Err(error) if error.contains("may change only its records") => Ok(()),
+            other => Err(format!("{attempt:?}: {other:?}")),
+        });
+    }
+
     // What no longer matches is told as deleted, and the records go with the Source.
     let patch = Patch::Merge(json!({"metadata": {"labels": {"tell": "no"}}}));
     runtime()
@@ -385,6 +419,35 @@ fn a_source_is_ready_while_weir_sources_runs() {
     setup.sources = start_sources_with(&setup.account, &setup.weir, &[]);
     let message = await_reason(&shop, "source/objects", "NotConnected");
     assert!(message.starts_with("TokenForbidden: "), "{message} {role}");
+}
+
+#[test]
+fn a_source_that_does_not_run_is_not_connected() {
+    let setup = Setup::granted();
+    let shop = &setup.shop;
+    shop.apply(&source(CONFIG_MAPS));
+    setup.await_connected("Connected");
+    let patch = |patch: &str| shop.run(["patch", "source/objects", "--type=merge", "-p", patch]);
+    let await_released = |ready: &str| {
+        await_reason(shop, "source/objects", ready);
+        eventually(PATIENCE, || {
+            let managers = shop.run(["get", "source/objects", "--show-managed-fields", "-o", "yaml"]);
+            match managers.contains("manager: weir-sources") {
+                true => Err(managers),
+                false => Ok(()),
+            }
+        });
+    };
+    patch(r#"{"spec": {"suspend": true}}"#);
+    await_released("Suspended");
+    assert_eq!(condition(shop, "source/objects", "Connected"), Value::Null);
+    patch(r#"{"spec": {"suspend": false}}"#);
+    setup.await_connected("Connected");
+
+    // The controller writes the condition from now on.
+    patch(r#"{"spec": {"kubernetes": null, "cron": {"schedule": "0 0 1 1 *"}}}"#);
+    await_released("Ready");
+    setup.await_connected("Scheduled");
 }
 
 #[test]
@@ -516,13 +579,16 @@ enum ChangeOfMap {
     Delete,
 }
 
+/// Number of names of objects that are changed.
+const OBJECTS_OF_CHANGES: usize = 60;
+
 /// Changes objects until told to stop, whatever becomes of the requests. Returns the number of requests that succeeded.
 async fn change_objects(maps: Api<ConfigMap>, stop: Arc<AtomicBool>) -> usize {
     let mut changed = 0;
     let mut number = 0_usize;
     while !stop.load(Relaxed) {
         number += 1;
-        let name = format!("object-{}", fastrand::usize(0..60));
+        let name = format!("object-{}", fastrand::usize(0..OBJECTS_OF_CHANGES));
         let value = number.to_string();
         let result = match fastrand::u8(0..10) {
             0..3 => maps
@@ -558,7 +624,7 @@ fn nothing_is_lost_when_processes_are_killed_again_and_again() {
             .consumer
             .wait_until(PATIENCE * 4, |received| received.len() >= before + count);
     };
-    let mut killed = [0; 3];
+    let mut killed = [0_usize; 3];
     for round in 0..kills() * 3 {
         // Some way into the work, at another moment each time.
         more_events(&setup, 5 + fastrand::usize(0..40));
@@ -586,7 +652,15 @@ fn nothing_is_lost_when_processes_are_killed_again_and_again() {
     for event in &received {
         *times.entry(event.header("ce-id").unwrap()).or_default() += 1;
     }
+    // What a kill repeats was told in the last seconds: of each object its last event, and its deletion before that. Repeats
+    // have the same id.
     let repeats = received.len() - times.len();
+    let kills = killed.iter().sum::<usize>();
+    assert!(
+        repeats <= kills * 2 * OBJECTS_OF_CHANGES,
+        "{repeats} repeats after {kills} kills"
+    );
+    assert!(times.values().all(|&times| times <= 1 + kills), "{times:?}");
     eprintln!(
         "killed: weir sources {}, router {}, API server {}; {changed} changes, {} events, 0 final states lost, {repeats} repeats",
         killed[0],

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::record::ObjectPlace;
 
-/// Annotation in which kubectl stores the applied manifest.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// Maximum length of a UID. A key of a ConfigMap has 253 bytes at most, and also names the kind.
+const MAX_UID: usize = 64;
 
 /// Members of a Secret that have its values.
 const SECRET_VALUES: [&str; 2] = ["data", "stringData"];
@@ -22,13 +22,13 @@ pub struct ObservedObject {
     pub version: String,
     /// Time of its last change, as far as the API server recorded it.
     pub changed: Option<Timestamp>,
-    /// The object, without managed fields, and without the values of a Secret.
+    /// The object, without managed fields, and without the values and annotations of a Secret.
     pub value: Value,
 }
 
-/// An object without a name, a UID or a version, as some extension API servers have them.
+/// An object without a name, a UID or a version, as some extension API servers have them, or with one that cannot be recorded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the object has no metadata.{0}")]
+#[error("the object has no usable metadata.{0}")]
 pub struct InvalidObject(&'static str);
 
 impl ObservedObject {
@@ -46,8 +46,11 @@ impl ObservedObject {
             namespace: text("namespace"),
             name: text("name").ok_or(InvalidObject("name"))?,
         };
-        let uid = text("uid").ok_or(InvalidObject("uid"))?;
-        let version = text("resourceVersion").ok_or(InvalidObject("resourceVersion"))?;
+        let uid = text("uid")
+            .filter(|uid| is_recordable_uid(uid))
+            .ok_or(InvalidObject("uid"))?;
+        let version = text("resourceVersion").filter(|version| !version.contains(' '));
+        let version = version.ok_or(InvalidObject("resourceVersion"))?;
         let changed = changed(metadata);
         // Objects in lists have neither.
         value["apiVersion"] = api_version.into();
@@ -78,6 +81,12 @@ pub(super) fn remains(api_version: &str, kind: &str, place: &ObjectPlace, uid: &
     json!({"apiVersion": api_version, "kind": kind, "metadata": metadata})
 }
 
+/// Whether a key of a ConfigMap can contain it, after a dot.
+fn is_recordable_uid(uid: &str) -> bool {
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    uid.len() <= MAX_UID && uid.bytes().all(is_fit)
+}
+
 fn changed(metadata: &Value) -> Option<Timestamp> {
     let time = |value: &Value| value.as_str()?.parse::<Timestamp>().ok();
     let managed = metadata["managedFields"].as_array();
@@ -91,9 +100,9 @@ fn changed(metadata: &Value) -> Option<Timestamp> {
 fn strip(value: &mut Value, is_secret: bool) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
-        if is_secret && let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut)
-        {
-            annotations.remove(LAST_APPLIED);
+        // Tools that apply manifests store them in annotations, with the values.
+        if is_secret {
+            metadata.remove("annotations");
         }
     }
     if is_secret && let Some(members) = value.as_object_mut() {
@@ -112,7 +121,10 @@ mod tests {
             "metadata": {
                 "name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7",
                 "creationTimestamp": "2026-01-01T00:00:00Z",
-                "annotations": {LAST_APPLIED: "{\"stringData\": {\"token\": \"s3cret\"}}", "a": "b"},
+                "annotations": {
+                    "kubectl.kubernetes.io/last-applied-configuration": "{\"stringData\": {\"token\": \"s3cret\"}}",
+                    "kapp.k14s.io/original": "{\"data\": {\"token\": \"czNjcmV0\"}}",
+                },
                 "managedFields": [{"time": "2026-01-03T00:00:00Z"}, {"time": "2026-01-02T00:00:00Z"}, {}],
             },
         });
@@ -131,12 +143,12 @@ mod tests {
         let text = secret.value.to_string();
         assert!(!text.contains("s3cret") && !text.contains("czNj"), "{text}");
         assert_eq!(secret.value["type"], "Opaque");
-        assert_eq!(secret.value["metadata"]["annotations"], json!({"a": "b"}));
+        assert_eq!(secret.value["metadata"].get("annotations"), None);
 
         let other = ObservedObject::read("v1", "ConfigMap", object(values)).unwrap();
         assert_eq!(other.value["data"]["token"], "czNjcmV0");
         assert_eq!(other.value["metadata"].get("managedFields"), None);
-        assert!(other.value["metadata"]["annotations"].get(LAST_APPLIED).is_some());
+        assert!(other.value["metadata"].get("annotations").is_some());
     }
 
     #[test]
@@ -144,11 +156,14 @@ mod tests {
         let pod = ObservedObject::read("v1", "Pod", object(json!({"spec": {}}))).unwrap();
         assert_eq!((&pod.value["kind"], &*pod.version), (&json!("Pod"), "7"));
         assert_eq!(pod.changed, Some("2026-01-03T00:00:00Z".parse().unwrap()));
-        let mut without = object(json!({}));
-        without["metadata"].as_object_mut().unwrap().remove("uid");
-        assert_eq!(
-            ObservedObject::read("v1", "Pod", without),
-            Err(InvalidObject("uid"))
-        );
+        for uid in ["", "a.b", "a/b", "ä"] {
+            let mut other = object(json!({}));
+            other["metadata"]["uid"] = uid.into();
+            assert_eq!(
+                ObservedObject::read("v1", "Pod", other),
+                Err(InvalidObject("uid")),
+                "{uid:?}"
+            );
+        }
     }
 }
