@@ -38,7 +38,7 @@ pub(super) struct ConnectionReport {
 
 /// Writes reports.
 pub(super) struct Reporter {
-    writer: StatusWriter,
+    writer: ConnectionWriter,
     generation: i64,
     written: Option<Condition>,
     written_event: Option<Timestamp>,
@@ -71,7 +71,7 @@ pub(super) async fn release(client: Client, metadata: &ObjectMeta, source: Optio
     let time = time.and_then(|source| source.status.as_ref()?.last_event_time.clone());
     let status = time.map_or_else(|| json!({}), |time| json!({"lastEventTime": time}));
     let namespace = metadata.namespace.clone().unwrap_or_default();
-    let writer = StatusWriter {
+    let writer = ConnectionWriter {
         sources: Api::namespaced(client, &namespace),
         name: metadata.name.clone().unwrap_or_default(),
         namespace,
@@ -83,14 +83,14 @@ pub(super) async fn release(client: Client, metadata: &ObjectMeta, source: Optio
 }
 
 /// Writes the status of a Source.
-struct StatusWriter {
+struct ConnectionWriter {
     sources: Api<api::Source>,
     name: String,
     namespace: String,
     uid: String,
 }
 
-impl StatusWriter {
+impl ConnectionWriter {
     /// Writes what this process has to say, and takes back the rest. Returns whether that succeeded.
     async fn write(&self, status: &Value) -> bool {
         let patch = json!({
@@ -124,7 +124,7 @@ impl Reporter {
         let status = source.status.as_ref();
         let conditions = status.map(|status| status.conditions.as_slice());
         Self {
-            writer: StatusWriter {
+            writer: ConnectionWriter {
                 sources: Api::namespaced(client, &namespace),
                 name: source.name_any(),
                 namespace,
@@ -237,7 +237,7 @@ mod tests {
         let objects = json!({"suspend": true, "kubernetes": {
             "serviceAccountName": "viewer", "resources": [{"apiVersion": "v1", "kind": "Pod"}],
         }});
-        let schedule = json!({"cron": {"schedule": "* * * * *"}});
+        let schedule = json!({"cron": {"schedule": "* * * * *", "type": "t"}});
         let (both, time) = (
             json!({"f:conditions": {}, "f:lastEventTime": {}}),
             json!({"f:lastEventTime": {}}),
