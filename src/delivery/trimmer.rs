@@ -29,7 +29,9 @@ use super::{
 };
 use crate::{
     intake::{Deduplication, HeldRoom, MakeRoom, Shortage},
-    log::{BrokerName, Capacity, Log, LogBounds, LogError, LogName, LogProvider, NamespaceShare, Offset},
+    log::{
+        BrokerName, Capacity, KeepIds, Log, LogBounds, LogError, LogName, LogProvider, NamespaceShare, Offset,
+    },
     routing::{BrokerPolicy, ExistingBrokers, Quota, RoutingTable, WhenFull},
 };
 
@@ -184,19 +186,25 @@ impl Trimmer {
         Ok(())
     }
 
-    /// Forgets ids that are outside of the windows of their brokers, and all of brokers that are gone.
+    /// Forgets ids that are outside of the windows of their brokers, and all of brokers that are gone. A broker whose
+    /// deduplication is turned off keeps what it remembers for its window, since that may be a mistake.
     async fn forget_ids(&self, now: Option<Timestamp>) -> Result<(), LogError> {
         if !self.deduplication.is_set() {
             return Ok(());
         }
-        let remembered = self.logs.remembered_ids();
         let existing = self.existing.lock().await;
-        let brokers = remembered.into_iter().map(|(broker, _)| broker);
-        let brokers = brokers.filter(|broker| existing.has(broker.namespace(), broker.name()));
-        let windows = brokers.filter_map(|broker| Some((self.deduplication.window_of(&broker)?, broker)));
-        let windows = windows.map(|(window, broker)| (broker, window)).collect();
+        let kept = self.logs.remembered_ids().into_iter().map(|(broker, _)| {
+            let is_gone = !existing.has(broker.namespace(), broker.name());
+            let kept = match self.deduplication.window_of(&broker) {
+                _ if is_gone => KeepIds::Nothing,
+                Some(window) => KeepIds::Within(window),
+                None => KeepIds::WithinLast,
+            };
+            (broker, kept)
+        });
+        let kept = kept.collect();
         drop(existing);
-        self.logs.forget_ids(windows, now).await
+        self.logs.forget_ids(kept, now).await
     }
 
     /// Trims one log. An error there does not stop the others, unless it is fatal.

@@ -12,7 +12,6 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use jiff::Timestamp;
 use ring::digest::{Context, SHA256};
-use xxhash_rust::xxh3::Xxh3Default;
 
 use super::HOPS;
 use crate::{
@@ -167,7 +166,7 @@ fn identity_of(record: &Bytes) -> EventIdentity {
             digest: 0,
         };
     };
-    let mut digest = Xxh3Default::new();
+    let mut digest = Context::new(&SHA256);
     let mut put = |bytes: &[u8]| {
         digest.update(&(bytes.len() as u64).to_le_bytes());
         digest.update(bytes);
@@ -183,11 +182,10 @@ fn identity_of(record: &Bytes) -> EventIdentity {
     }
     EventIdentity {
         key: key_of([event.source(), event.id()], &[]),
-        digest: digest.digest(),
+        digest: u64::from_be_bytes(first_bytes(digest)),
     }
 }
 
-/// A cryptographic hash, so that nobody can find an id that looks like a repeat of another producer's event.
 fn key_of(texts: [&str; 2], rest: &[u8]) -> [u8; 16] {
     let mut hash = Context::new(&SHA256);
     for text in texts {
@@ -195,11 +193,17 @@ fn key_of(texts: [&str; 2], rest: &[u8]) -> [u8; 16] {
         hash.update(text.as_bytes());
     }
     hash.update(rest);
-    let mut key = [0; 16];
-    for (byte, of_hash) in key.iter_mut().zip(hash.finish().as_ref()) {
+    first_bytes(hash)
+}
+
+/// Returns the first bytes of a cryptographic hash: nobody can make an event that looks like a repeat of another
+/// producer's.
+fn first_bytes<const BYTES: usize>(hash: Context) -> [u8; BYTES] {
+    let mut first = [0; BYTES];
+    for (byte, of_hash) in first.iter_mut().zip(hash.finish().as_ref()) {
         *byte = *of_hash;
     }
-    key
+    first
 }
 
 #[cfg(test)]

@@ -20,6 +20,17 @@ pub struct IdWindow {
     pub events: u64,
 }
 
+/// The ids that a broker goes on remembering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepIds {
+    /// Those within the window.
+    Within(IdWindow),
+    /// Those within the last window that is known: the broker has no deduplication any more.
+    WithinLast,
+    /// None: the broker is gone.
+    Nothing,
+}
+
 /// What makes the records of an append unique.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unique {

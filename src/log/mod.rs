@@ -46,7 +46,7 @@ pub(crate) mod memory;
 pub use checkpoint::{CheckpointChange, CheckpointKey, Checkpoints, Epoch};
 pub use error::LogError;
 pub use health::{LogHealth, StreamHealth};
-pub use identity::{EventIdentity, IdWindow, RememberedIds, Unique};
+pub use identity::{EventIdentity, IdWindow, KeepIds, RememberedIds, Unique};
 pub use name::{BrokerName, LogName};
 pub use offset::Offset;
 pub use partition::Partition;
@@ -138,17 +138,17 @@ pub trait LogProvider: Send + Sync + 'static {
         false
     }
 
-    /// Forgets ids that are outside of the windows: of each broker with deduplication, those beyond its size, and with
-    /// the time `now` those beyond its age; all ids of other brokers.
+    /// Forgets the ids of these brokers that are not kept: those beyond the size of the window, and with the time `now`
+    /// those beyond its age. Other brokers forget nothing.
     ///
     /// # Errors
     /// [`LogError::Failed`] if the storage failed.
     fn forget_ids(
         &self,
-        windows: Vec<(BrokerName, IdWindow)>,
+        kept: Vec<(BrokerName, KeepIds)>,
         now: Option<Timestamp>,
     ) -> BoxFuture<'_, Result<(), LogError>> {
-        let _ = (windows, now);
+        let _ = (kept, now);
         Box::pin(async { Ok(()) })
     }
 

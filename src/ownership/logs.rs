@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::log::{
-    Append, Appended, BrokerName, Capacity, CheckpointChange, CheckpointKey, Checkpoints, IdWindow, Log,
+    Append, Appended, BrokerName, Capacity, CheckpointChange, CheckpointKey, Checkpoints, KeepIds, Log,
     LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit,
     RememberedIds, Shard,
     jetstream::{JetStreamLog, SHARDS},
@@ -127,10 +127,10 @@ impl LogProvider for ShardLogs {
 
     fn forget_ids(
         &self,
-        windows: Vec<(BrokerName, IdWindow)>,
+        kept: Vec<(BrokerName, KeepIds)>,
         now: Option<Timestamp>,
     ) -> BoxFuture<'_, Result<(), LogError>> {
-        self.logs.forget_ids(windows, now)
+        self.logs.forget_ids(kept, now)
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {

@@ -30,7 +30,8 @@ const UNITS: [(&str, u64); 9] = [
     ("", 1),
 ];
 
-/// Compiles a Broker. An invalid one reaches the routers only if it lists producers: without it everyone could post.
+/// Compiles a Broker. An invalid one reaches the routers only if it lists producers, without which everyone could post, or
+/// has deduplication, without which repeats would be stored.
 /// Without a cluster, a list of ServiceAccounts only is left out, since nothing can verify their tokens.
 pub(super) fn compile(
     resolver: &Resolver<'_>,
@@ -61,11 +62,19 @@ pub(super) fn compile(
             };
             (Some(policy), valid)
         }
-        (Err(finding), Ok(None)) => (None, finding),
-        (Err(finding), Ok(Some(listed))) => {
-            (Some(only_producers(&subject, listed.producers, quotas)), finding)
+        (Err(finding), Ok(None)) => {
+            let has_deduplication = spec.deduplication.is_some() && is_valid_name(&subject.name);
+            let policy = has_deduplication.then(|| policy_of_invalid(&subject, spec, None, quotas));
+            (policy, finding)
         }
-        (_, Err(finding)) => (Some(only_producers(&subject, Vec::new(), quotas)), finding),
+        (Err(finding), Ok(Some(listed))) => {
+            let policy = policy_of_invalid(&subject, spec, Some(listed.producers), quotas);
+            (Some(policy), finding)
+        }
+        (_, Err(finding)) => {
+            let policy = policy_of_invalid(&subject, spec, Some(Vec::new()), quotas);
+            (Some(policy), finding)
+        }
     };
     (
         policy,
@@ -101,10 +110,15 @@ fn accepts(broker: &str, listed: Option<&ListedProducers>, check: Option<&Produc
     }
 }
 
+fn is_valid_name(name: &str) -> bool {
+    name.len() <= MAX_NAME && !name.contains('.')
+}
+
 /// The policy of an invalid Broker.
-fn only_producers(
+fn policy_of_invalid(
     subject: &ResourceId,
-    producers: Vec<routing::Producer>,
+    spec: &api::BrokerSpec,
+    producers: Option<Vec<routing::Producer>>,
     quotas: InstallationQuotas,
 ) -> BrokerPolicy {
     BrokerPolicy {
@@ -115,10 +129,10 @@ fn only_producers(
         retention_age: None,
         retention_bytes: None,
         partitions: None,
-        producers: Some(producers),
+        producers,
         quota: quotas.of_others(),
         when_full: None,
-        deduplication: quotas.deduplication.of(None),
+        deduplication: quotas.deduplication.of(wanted_deduplication(spec)),
     }
 }
 
@@ -137,7 +151,7 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
         bytes,
     } = quota.clone().unwrap_or_default();
     let api::BrokerRetention { age, size } = retention.clone().unwrap_or_default();
-    if subject.name.len() > MAX_NAME || subject.name.contains('.') {
+    if !is_valid_name(&subject.name) {
         return Err(Finding::bad(
             "InvalidName",
             format!(
@@ -312,6 +326,45 @@ mod tests {
             let expected = (reason == "Ready").then_some(Some(routing::WhenFull::DropOldest));
             assert_eq!(when_full, expected);
         }
+    }
+
+    #[test]
+    fn a_mistake_elsewhere_does_not_turn_deduplication_off() {
+        let observed = Observed::default();
+        let resolver = Resolver::new(&observed, "cluster.local");
+        let compiled = |name: &str, deduplication| {
+            let subject = ResourceId {
+                uid: "u".into(),
+                namespace: "shop".into(),
+                name: name.into(),
+                generation: 1,
+            };
+            let spec = api::BrokerSpec {
+                retention: Some(api::BrokerRetention {
+                    age: None,
+                    size: Some("1 GB".to_owned()),
+                }),
+                partitions: None,
+                producers: None,
+                quota: None,
+                deduplication,
+                when_full: None,
+            };
+            let quotas = InstallationQuotas::default();
+            let (policy, diagnosis) =
+                compile(&resolver, subject, &spec, quotas, None, &mut Bounds::default());
+            assert!(!diagnosis.valid.holds);
+            policy.map(|policy| (policy.producers, policy.deduplication.map(|held| held.events)))
+        };
+        let deduplication = || {
+            Some(api::BrokerDeduplication {
+                window: None,
+                events: Some(5),
+            })
+        };
+        assert_eq!(compiled("orders", deduplication()), Some((None, Some(5))));
+        assert_eq!(compiled("orders", None), None);
+        assert_eq!(compiled("my.orders", deduplication()), None);
     }
 
     #[test]

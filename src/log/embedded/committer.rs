@@ -32,7 +32,7 @@ use super::{
     commit::{self, Acknowledgement, Commit},
     compaction,
     fail_points::{self, Contents},
-    ids::{self, IdIndex, KeptIds, KnownId, NewIds},
+    ids::{self, IdIndex, KnownId, NewIds, RemainingIds},
     keeper::CleanupQueue,
     layout::{self, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, SHARED_FORMAT, SHARED_KEYSPACES},
     lock::lock,
@@ -44,7 +44,9 @@ use super::{
     shares::Shortfall,
     store::{self, BrokerKeyspace},
 };
-use crate::log::{Appended, EventIdentity, IdWindow, LogError, LogName, LogRecord, Offset, Unique, record};
+use crate::log::{
+    Appended, EventIdentity, IdWindow, KeepIds, LogError, LogName, LogRecord, Offset, Unique, record,
+};
 
 /// Maximum bytes of one commit, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
@@ -289,11 +291,11 @@ impl Committer {
             // In a commit of its own, so that none has two changes of one entry.
             Request::GiveBack { logs, reply } => commit.given_back.push((logs, reply)),
             Request::ForgetIds {
-                windows,
+                kept,
                 now_millis,
                 reply,
             } => {
-                self.forget_ids(commit, &windows, now_millis);
+                self.forget_ids(commit, &kept, now_millis);
                 commit.answers.push(Acknowledgement::Done(reply));
             }
             Request::Sync { reply } => {
@@ -390,15 +392,15 @@ impl Committer {
     fn forget_ids(
         &mut self,
         commit: &mut Commit,
-        windows: &HashMap<Arc<str>, IdWindow>,
+        kept: &HashMap<Arc<str>, KeepIds>,
         now_millis: Option<i64>,
     ) {
-        for KeptIds {
+        for RemainingIds {
             log,
             first,
             bytes_before,
             is_gone,
-        } in self.ids.forget(windows, now_millis)
+        } in self.ids.forget(kept, now_millis)
         {
             if let Err(error) = self.stage_trim(commit, &log, first, bytes_before) {
                 tracing::debug!(log = %log.name, %error, "forgotten ids stay in the log for now");

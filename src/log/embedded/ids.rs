@@ -24,7 +24,7 @@ use super::{
     shares::namespace_of,
     store::{ReadError, Store},
 };
-use crate::log::{EventIdentity, IdWindow, LogRecord, Offset, ReadLimit, RememberedIds, record};
+use crate::log::{EventIdentity, IdWindow, KeepIds, LogRecord, Offset, ReadLimit, RememberedIds, record};
 
 /// Bytes of an id in a record: its key and its digest.
 pub(super) const ID: usize = KEY + 8;
@@ -59,12 +59,12 @@ pub(super) struct NewIds {
 }
 
 /// What is left of the ids of a broker.
-pub(super) struct KeptIds {
+pub(super) struct RemainingIds {
     pub(super) log: Arc<OpenLog>,
     /// First record with ids that are not forgotten, and the payload bytes before it.
     pub(super) first: Offset,
     pub(super) bytes_before: u64,
-    /// Whether the broker is forgotten altogether.
+    /// Whether nothing is remembered any more, and nothing new is to be.
     pub(super) is_gone: bool,
 }
 
@@ -81,6 +81,7 @@ struct BrokerIds {
     bytes_before: u64,
     /// Whether the last record is not stored yet.
     is_open: bool,
+    /// Last known window; `None` after a restart until it is known, and without deduplication.
     window: Option<IdWindow>,
     forgotten_early: u64,
 }
@@ -168,6 +169,10 @@ impl IdIndex {
         window: IdWindow,
         log: impl FnOnce() -> Arc<OpenLog>,
     ) {
+        if self.brokers.get(broker).is_some_and(BrokerIds::is_given_back) {
+            // The next ones have other offsets.
+            self.brokers.remove(broker);
+        }
         let ids = self.brokers.entry(broker.clone());
         let ids = ids.or_insert_with(|| BrokerIds::new(log()));
         ids.window = Some(window);
@@ -182,17 +187,22 @@ impl IdIndex {
         self.brokers.get_mut(broker)?.close()
     }
 
-    /// Forgets what is outside of the windows, and the ids of brokers that have none. Returns what is left of those
-    /// that have forgotten stored ids.
+    /// Forgets the ids of these brokers that are not kept. Returns what is left of those that have forgotten stored ids.
+    /// A broker without any is left out of the index once its log is given back.
     pub(super) fn forget(
         &mut self,
-        windows: &HashMap<Arc<str>, IdWindow>,
+        kept: &HashMap<Arc<str>, KeepIds>,
         now_millis: Option<i64>,
-    ) -> Vec<KeptIds> {
-        let mut kept = Vec::new();
+    ) -> Vec<RemainingIds> {
+        let mut remaining = Vec::new();
         let ids = &mut self.ids;
         self.brokers.retain(|broker, of_broker| {
-            let window = windows.get(broker).copied();
+            let (window, has_deduplication) = match kept.get(broker) {
+                None => return true,
+                Some(KeepIds::Within(window)) => (Some(*window), true),
+                Some(KeepIds::WithinLast) => (of_broker.window, false),
+                Some(KeepIds::Nothing) => (None, false),
+            };
             of_broker.window = window;
             *ids -= match (window, now_millis) {
                 (Some(window), None) => of_broker.keep(window.events),
@@ -201,19 +211,22 @@ impl IdIndex {
                 }
                 (None, _) => of_broker.keep(0),
             };
-            let is_gone = window.is_none() && of_broker.records.is_empty();
+            if of_broker.is_given_back() {
+                return false;
+            }
+            let is_gone = !has_deduplication && of_broker.records.is_empty();
             let before = of_broker.log.state().first;
             if of_broker.first > before || is_gone {
-                kept.push(KeptIds {
+                remaining.push(RemainingIds {
                     log: of_broker.log.clone(),
                     first: Offset(of_broker.first),
                     bytes_before: of_broker.bytes_before,
                     is_gone,
                 });
             }
-            !is_gone
+            true
         });
-        kept
+        remaining
     }
 
     /// What each broker remembers.
@@ -270,6 +283,11 @@ impl BrokerIds {
             ids: self.keys.len() as u64,
             forgotten_early: self.forgotten_early,
         }
+    }
+
+    /// Whether there are no ids, and their log has no place.
+    fn is_given_back(&self) -> bool {
+        self.records.is_empty() && !self.log.is_stored()
     }
 
     /// Number of ids in stored records.

@@ -14,7 +14,7 @@ use super::{
     tests::{flush, rewrite},
 };
 use crate::log::{
-    Append, Appended, BrokerName, Capacity as _, EventIdentity, IdWindow, LogError, LogName,
+    Append, Appended, BrokerName, Capacity as _, EventIdentity, IdWindow, KeepIds, LogError, LogName,
     LogProvider as _, Offset, Unique,
     conformance::{ByKey as _, WINDOW, at},
 };
@@ -63,12 +63,18 @@ async fn append(
     crate::log::LogProvider::open(log, &name).append(append).await
 }
 
-/// Forgets what is outside of the windows of these brokers.
+/// Forgets what is outside of the windows of these brokers. The others are gone.
 async fn forget(log: &EmbeddedLog, brokers: &[(&str, u64)], millis: Option<i64>) {
-    let windows = brokers
-        .iter()
-        .map(|(broker, events)| (BrokerName::from(*broker), window(*events)));
-    log.forget_ids(windows.collect(), millis.map(at)).await.unwrap();
+    let kept = log.remembered_ids().into_iter().map(|(broker, _)| {
+        let found = brokers.iter().find(|(name, _)| *name == broker.as_str());
+        let kept = found.map_or(KeepIds::Nothing, |(_, events)| KeepIds::Within(window(*events)));
+        (broker, kept)
+    });
+    forget_these(log, kept.collect(), millis).await;
+}
+
+async fn forget_these(log: &EmbeddedLog, kept: Vec<(BrokerName, KeepIds)>, millis: Option<i64>) {
+    log.forget_ids(kept, millis.map(at)).await.unwrap();
     // Places are given back after that.
     log.sync().await.unwrap();
 }
@@ -76,6 +82,7 @@ async fn forget(log: &EmbeddedLog, brokers: &[(&str, u64)], millis: Option<i64>)
 fn remembered(log: &EmbeddedLog) -> BTreeMap<String, (u64, u64)> {
     let remembered = log.remembered_ids().into_iter();
     remembered
+        .filter(|(_, ids)| ids.ids > 0)
         .map(|(broker, ids)| (broker.to_string(), (ids.ids, ids.forgotten_early)))
         .collect()
 }
@@ -141,6 +148,43 @@ async fn a_broker_without_deduplication_forgets_and_gives_its_place_back() {
         drop(log);
         assert!(check(directory.path()).unwrap().is_whole());
     }
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_named_forgets_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path(), 800, 1000);
+    append(&log, "n/a", &[1], 0, WINDOW).await.unwrap();
+    let before = log.remembered_ids();
+    // Its first event since they were looked at.
+    append(&log, "n/b", &[1], 0, WINDOW).await.unwrap();
+    let kept = before
+        .into_iter()
+        .map(|(broker, _)| (broker, KeepIds::Within(WINDOW)));
+    forget_these(&log, kept.collect(), Some(1)).await;
+    assert_eq!(append(&log, "n/b", &[1], 2, WINDOW).await.unwrap().repeats, 1);
+}
+
+#[tokio::test]
+async fn ids_outlive_deduplication_for_their_window() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path(), 800, 1000);
+    append(&log, "n/a", &[1], 0, WINDOW).await.unwrap();
+    let off = || vec![("n/a".into(), KeepIds::WithinLast)];
+    let age = i64::try_from(WINDOW.age.as_millis()).unwrap();
+    forget_these(&log, off(), Some(age - 1)).await;
+    assert_eq!(append(&log, "n/a", &[1], 1, WINDOW).await.unwrap().repeats, 1);
+    forget_these(&log, off(), Some(age)).await;
+    assert_eq!(remembered(&log), BTreeMap::new());
+    let is_stored = |broker: &str| {
+        let ids = log.0.shared.brokers.get(&layout::ids_of(broker));
+        ids.is_some_and(|ids| ids.is_stored())
+    };
+    assert!(!is_stored("n/a"), "its place is given back");
+    forget_these(&log, off(), Some(age)).await;
+    assert_eq!(log.remembered_ids(), []);
+    assert_eq!(append(&log, "n/a", &[1], age, WINDOW).await.unwrap().repeats, 0);
+    assert_eq!(append(&log, "n/a", &[1], age, WINDOW).await.unwrap().repeats, 1);
 }
 
 #[tokio::test]

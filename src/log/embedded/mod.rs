@@ -122,7 +122,7 @@ use self::{
     tail::Tail,
 };
 use super::{
-    Append, Appended, BrokerName, Capacity, CheckpointChange, CheckpointKey, Checkpoints, IdWindow, Log,
+    Append, Appended, BrokerName, Capacity, CheckpointChange, CheckpointKey, Checkpoints, KeepIds, Log,
     LogBounds, LogError, LogName, LogProvider, LogRecord, NamespaceShare, Offset, Ownership, Partition,
     ReadLimit, RememberedIds,
 };
@@ -317,10 +317,10 @@ impl LogProvider for EmbeddedLog {
 
     fn forget_ids(
         &self,
-        windows: Vec<(BrokerName, IdWindow)>,
+        kept: Vec<(BrokerName, KeepIds)>,
         now: Option<Timestamp>,
     ) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.0.forget_ids(windows, now))
+        Box::pin(self.0.forget_ids(kept, now))
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {

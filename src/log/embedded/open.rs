@@ -16,7 +16,7 @@ use super::{
     store::{self, BrokerKeyspace, ReadError, Store},
 };
 use crate::log::{
-    Append, Appended, BrokerName, CheckpointChange, IdWindow, LogBounds, LogError, LogRecord, Offset,
+    Append, Appended, BrokerName, CheckpointChange, KeepIds, LogBounds, LogError, LogRecord, Offset,
     ReadLimit, record,
 };
 
@@ -122,17 +122,17 @@ impl Open {
 
     pub(super) async fn forget_ids(
         &self,
-        windows: Vec<(BrokerName, IdWindow)>,
+        kept: Vec<(BrokerName, KeepIds)>,
         now: Option<Timestamp>,
     ) -> Result<(), LogError> {
-        let windows = windows.into_iter();
-        let windows = windows.map(|(broker, window)| (broker.as_str().into(), window));
-        let windows = windows.collect::<HashMap<Arc<str>, _>>();
-        if windows.is_empty() && lock(&self.shared.remembered).is_empty() {
+        if kept.is_empty() {
             return Ok(());
         }
+        let kept = kept.into_iter();
+        let kept = kept.map(|(broker, kept)| (broker.as_str().into(), kept));
+        let kept = kept.collect::<HashMap<Arc<str>, _>>();
         self.request(|reply| Request::ForgetIds {
-            windows,
+            kept,
             now_millis: now.map(record::millis),
             reply,
         })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::broker::OpenLog;
-use crate::log::{Appended, IdWindow, LogError, Offset, Unique};
+use crate::log::{Appended, KeepIds, LogError, Offset, Unique};
 
 /// Channel for the answer to a request.
 pub(super) type ReplySender<T> = oneshot::Sender<Result<T, LogError>>;
@@ -38,9 +38,9 @@ pub(super) enum Request {
         logs: Vec<Arc<OpenLog>>,
         reply: ReplySender<usize>,
     },
-    /// Forgets the ids outside of the windows of their brokers.
+    /// Forgets the ids of these brokers that are not kept.
     ForgetIds {
-        windows: HashMap<Arc<str>, IdWindow>,
+        kept: HashMap<Arc<str>, KeepIds>,
         now_millis: Option<i64>,
         reply: ReplySender<()>,
     },

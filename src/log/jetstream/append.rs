@@ -16,6 +16,15 @@ use super::{
 };
 use crate::log::{Append, Appended, LogError, LogName, Offset, Partition, record};
 
+/// What became of the records of an append.
+pub(super) struct UniqueAppend {
+    pub(super) appended: Appended,
+    /// Sequences of the records with ids: those that were stored, and those of which others are repeats.
+    pub(super) sequences: Vec<u64>,
+    /// Why some were not stored.
+    pub(super) failure: Option<LogError>,
+}
+
 /// Held by an append until it is done.
 pub(super) struct AppendPlaces<'a> {
     _room: Result<SemaphorePermit<'a>, AcquireError>,
@@ -31,7 +40,11 @@ impl JetStream {
             });
         }
         let before = log.bounds().next;
-        let appended = self
+        let UniqueAppend {
+            appended,
+            sequences,
+            failure,
+        } = self
             .store_append(log, &Uuid::new_v4().to_string(), append)
             .await?;
         let first = appended.first;
@@ -40,7 +53,10 @@ impl JetStream {
         }
         if log.is_shortened() {
             // Triggers may be past this offset and would skip the records. The producer must retry once their positions
-            // are corrected.
+            // are corrected, and the retry is no repeat.
+            if !sequences.is_empty() {
+                self.note_refused(log, &sequences).await?;
+            }
             self.fence_owners(log).await?;
             log.accept_shortened();
             return Err(LogError::Unavailable(format!(
@@ -48,7 +64,7 @@ impl JetStream {
                 log.location.stream
             )));
         }
-        Ok(appended)
+        failure.map_or(Ok(appended), Err)
     }
 
     /// Appends unless an append with this id is remembered, and returns the offset of that one then.
@@ -60,10 +76,18 @@ impl JetStream {
     ) -> Result<Appended, LogError> {
         // A router that was paused would append what others have appended long ago.
         self.turn.check()?;
-        self.store_append(log, id, append).await
+        let UniqueAppend {
+            appended, failure, ..
+        } = self.store_append(log, id, append).await?;
+        failure.map_or(Ok(appended), Err)
     }
 
-    async fn store_append(&self, log: &Tracked, id: &str, mut append: Append) -> Result<Appended, LogError> {
+    async fn store_append(
+        &self,
+        log: &Tracked,
+        id: &str,
+        mut append: Append,
+    ) -> Result<UniqueAppend, LogError> {
         if let Some(unique) = append.unique.take() {
             return self.append_unique(log, append, unique).await;
         }
@@ -81,7 +105,11 @@ impl JetStream {
         let first = Offset(sequence.saturating_sub(1));
         log.appended(first.plus(count), bytes as u64);
         self.grew(&log.name);
-        Ok(Appended { first, repeats: 0 })
+        Ok(UniqueAppend {
+            appended: Appended { first, repeats: 0 },
+            sequences: Vec::new(),
+            failure: None,
+        })
     }
 
     /// Prepares an append: checks its size, and waits until it may begin.

@@ -50,6 +50,7 @@ mod patience;
 mod publish;
 mod reads;
 mod recent;
+mod refused;
 mod saves;
 mod session;
 mod state;

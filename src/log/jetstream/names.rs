@@ -12,6 +12,7 @@
 //! | state of a copy | `weir_state` | `weir.st.copy` |
 //! | number of partitions of a broker | `weir_state` | `weir.st.partitions.NAMESPACE.BROKER` |
 //! | newest time of a log that was trimmed to empty | `weir_state` | `weir.st.newest.STREAM` |
+//! | events of a log that were stored and then refused | `weir_state` | `weir.st.refused.STREAM` |
 //! | barrier of a load | `weir_state` | `weir.st.barrier.UUID` |
 //! | announcement of the end of a log to other routers | none | `weir.end.STREAM` |
 //! | announcement of changed owners | none | `weir.end.owners` |
@@ -56,6 +57,7 @@ const CHECKPOINT: &str = "weir.st.checkpoint.";
 const MEMBER: &str = "weir.st.member.";
 const OWNER: &str = "weir.st.own.";
 const NEWEST: &str = "weir.st.newest.";
+const REFUSED: &str = "weir.st.refused.";
 const END: &str = "weir.end.";
 const ASK: &str = "weir.ask.";
 const PARTITIONS_OF: &str = "weir.st.partitions.";
@@ -163,6 +165,11 @@ pub(super) fn partitioned_broker(subject: &str) -> Option<BrokerName> {
 /// Subject of the newest time of a log that was trimmed to empty.
 pub(super) fn newest(stream: &str) -> String {
     format!("{NEWEST}{stream}")
+}
+
+/// Subject of the events of a stream that were refused.
+pub(super) fn refused(stream: &str) -> String {
+    format!("{REFUSED}{stream}")
 }
 
 /// Subject of the announcements of a stream's end.

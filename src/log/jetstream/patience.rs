@@ -27,6 +27,14 @@ impl Patience {
         }
     }
 
+    /// The same deadline for a part of the operation, which has pauses of its own.
+    pub(super) fn again(&self) -> Self {
+        Self {
+            deadline: self.deadline,
+            pause: FIRST_PAUSE,
+        }
+    }
+
     /// Timeout of the next attempt.
     pub(super) fn attempt(&self) -> Duration {
         ATTEMPT.min(self.deadline.saturating_duration_since(Instant::now()))

@@ -17,6 +17,8 @@ pub(super) struct Tracked {
     pub(super) location: Location,
     /// Held while the stream is created or looked up.
     pub(super) creating: tokio::sync::Mutex<()>,
+    /// Held while refused events are noted.
+    pub(super) refusing: tokio::sync::Mutex<()>,
     /// Limits the batches in flight.
     pub(super) batches: Semaphore,
     /// Used if the broker has several partitions.
@@ -45,6 +47,7 @@ impl Tracked {
             location: Location::of(&name),
             name,
             creating: tokio::sync::Mutex::default(),
+            refusing: tokio::sync::Mutex::default(),
             batches: Semaphore::new(BATCHES),
             recent,
             end: watch::Sender::default(),

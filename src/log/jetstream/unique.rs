@@ -9,15 +9,17 @@ use std::time::Duration;
 
 use async_nats::header;
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use super::{
     api::StreamInfo,
-    append::outgoing,
+    append::{UniqueAppend, outgoing},
     layout,
     patience::Patience,
     publish::{DUPLICATE_IN_BATCH, NatsMessage, StoredMessage},
+    refused::RefusedEvents,
     session::{NatsError, Rejection},
     streams::JetStream,
     tracked::Tracked,
@@ -34,8 +36,23 @@ const AT_A_TIME: usize = 16;
 enum MessageOutcome {
     /// Stored at this sequence.
     Stored(u64),
-    /// Another one with its id and digest was stored before.
-    Repeat,
+    /// Another one with its id and digest was stored before, at this sequence.
+    Repeat(u64),
+}
+
+impl MessageOutcome {
+    fn sequence(self) -> u64 {
+        match self {
+            Self::Stored(sequence) | Self::Repeat(sequence) => sequence,
+        }
+    }
+}
+
+/// Result of comparing a message with the stored one that has its id.
+enum Compared {
+    Outcome(MessageOutcome),
+    /// Another event was accepted with the same id, at this time in milliseconds.
+    Conflict(i64),
 }
 
 impl JetStream {
@@ -45,7 +62,7 @@ impl JetStream {
         log: &Tracked,
         append: Append,
         Unique { identities, window }: Unique,
-    ) -> Result<Appended, LogError> {
+    ) -> Result<UniqueAppend, LogError> {
         let Append {
             payloads, accepted, ..
         } = append;
@@ -54,11 +71,18 @@ impl JetStream {
         let messages = self
             .unique_messages(log, record::millis(accepted), &payloads, &identities, window)
             .await?;
-        let outcomes = self.store_unique(log, messages, patience).await?;
+        let mut outcomes = Vec::with_capacity(messages.len());
+        let mut failure = None;
+        for outcome in self.store_unique(log, messages, patience).await? {
+            match outcome {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
         let stored = || {
             outcomes.iter().filter_map(|outcome| match outcome {
                 MessageOutcome::Stored(sequence) => Some(*sequence),
-                MessageOutcome::Repeat => None,
+                MessageOutcome::Repeat(_) => None,
             })
         };
         if let Some(last) = stored().max() {
@@ -67,9 +91,15 @@ impl JetStream {
             self.grew(&log.name);
         }
         let first = stored().min().map(|first| Offset(first.saturating_sub(1)));
-        Ok(Appended {
+        let appended = Appended {
             first: first.unwrap_or(log.bounds().next),
             repeats: outcomes.len() - stored().count(),
+        };
+        let sequences = outcomes.into_iter().map(MessageOutcome::sequence);
+        Ok(UniqueAppend {
+            appended,
+            sequences: sequences.collect(),
+            failure,
         })
     }
 
@@ -106,19 +136,21 @@ impl JetStream {
         self.set_window(log, window, wait).await
     }
 
+    /// Stores messages, unless others have their ids. Returns the outcome of each.
     async fn store_unique(
         &self,
         log: &Tracked,
         messages: Vec<NatsMessage>,
         mut patience: Patience,
-    ) -> Result<Vec<MessageOutcome>, LogError> {
+    ) -> Result<Vec<Result<MessageOutcome, LogError>>, LogError> {
         while messages.len() > 1 {
             let wait = patience.attempt();
             let storing = self.session.store_all(&messages, wait);
             match patience.within("the stream", storing).await? {
                 Ok(first) => {
                     let sequences = first..first + messages.len() as u64;
-                    return Ok(sequences.map(MessageOutcome::Stored).collect());
+                    let stored = sequences.map(|sequence| Ok(MessageOutcome::Stored(sequence)));
+                    return Ok(stored.collect());
                 }
                 Err(NatsError::Rejected(Rejection {
                     err_code: DUPLICATE_IN_BATCH,
@@ -127,22 +159,28 @@ impl JetStream {
                 Err(error) => self.after_failure(log, &mut patience, error).await?,
             }
         }
+        let refused = OnceCell::new();
+        let (refused, patience) = (&refused, &patience);
         let storing = messages
             .into_iter()
             .enumerate()
-            .map(|(index, message)| async move { self.store_message(log, index, &message).await });
+            .map(|(index, message)| async move {
+                let storing = self.store_message(log, index, message, refused, patience.again());
+                patience.within("the stream", storing).await?
+            });
         let outcomes = futures::stream::iter(storing).buffered(AT_A_TIME);
-        outcomes.try_collect().await
+        Ok(outcomes.collect().await)
     }
 
-    /// Stores a message, unless another one has its id.
+    /// Stores a message, unless another one has its id. `refused`: the refused events of the log, once they are needed.
     async fn store_message(
         &self,
         log: &Tracked,
         index: usize,
-        message: &NatsMessage,
+        mut message: NatsMessage,
+        refused: &OnceCell<RefusedEvents>,
+        mut patience: Patience,
     ) -> Result<MessageOutcome, LogError> {
-        let mut patience = Patience::new(self.options.timeout);
         loop {
             let wait = patience.attempt();
             let attempt = async {
@@ -150,15 +188,38 @@ impl JetStream {
                     sequence,
                     is_duplicate,
                 } = self.session.store_message(message.clone(), wait).await?;
-                match is_duplicate {
-                    true => self.compare(log, index, message, sequence, wait).await,
-                    false => Ok(Ok(MessageOutcome::Stored(sequence))),
+                let compared = match is_duplicate {
+                    true => self.compare(log, &message, sequence, wait).await?,
+                    false => Compared::Outcome(MessageOutcome::Stored(sequence)),
+                };
+                Ok((sequence, compared))
+            };
+            let (sequence, compared) = match attempt.await {
+                Ok(compared) => compared,
+                Err(error) => {
+                    self.after_failure(log, &mut patience, error).await?;
+                    continue;
                 }
             };
-            match attempt.await {
-                Ok(outcome) => return outcome,
-                Err(error) => self.after_failure(log, &mut patience, error).await?,
+            if let Compared::Outcome(outcome @ MessageOutcome::Stored(_)) = compared {
+                return Ok(outcome);
             }
+            let refused = refused.get_or_try_init(|| self.refused(log)).await?;
+            if refused.has(sequence) {
+                // Nobody got that one, so this one is stored, under another id.
+                let id = message.headers.get(header::NATS_MESSAGE_ID);
+                let id = id.map(|id| id.as_str()).unwrap_or_default();
+                let id = format!("{id}-{sequence}");
+                message.headers.insert(header::NATS_MESSAGE_ID, id);
+                continue;
+            }
+            return match compared {
+                Compared::Outcome(outcome) => Ok(outcome),
+                Compared::Conflict(millis) => Err(LogError::Conflict {
+                    index,
+                    accepted: record::timestamp(millis),
+                }),
+            };
         }
     }
 
@@ -178,31 +239,26 @@ impl JetStream {
     async fn compare(
         &self,
         log: &Tracked,
-        index: usize,
         message: &NatsMessage,
         sequence: u64,
         wait: Duration,
-    ) -> Result<Result<MessageOutcome, LogError>, NatsError> {
+    ) -> Result<Compared, NatsError> {
         let stream = &log.location.stream;
         let which = json!({ "seq": sequence });
         let Some(stored) = self.session.stored_message(stream, &which, wait).await? else {
             // Removed, so nobody can tell.
-            return Ok(Ok(MessageOutcome::Repeat));
+            return Ok(Compared::Outcome(MessageOutcome::Repeat(sequence)));
         };
         if stored.content == message.content {
             // By an earlier attempt: no two events have the same lineage.
-            return Ok(Ok(MessageOutcome::Stored(sequence)));
+            return Ok(Compared::Outcome(MessageOutcome::Stored(sequence)));
         }
         let digest = message.headers.get(DIGEST).map(|digest| digest.as_str());
         if stored.header(DIGEST) == digest {
-            return Ok(Ok(MessageOutcome::Repeat));
+            return Ok(Compared::Outcome(MessageOutcome::Repeat(sequence)));
         }
         let accepted = layout::decode(&log.location.subject, &stored.content);
-        let millis = accepted.map_or(0, |(millis, _)| millis);
-        Ok(Err(LogError::Conflict {
-            index,
-            accepted: record::timestamp(millis),
-        }))
+        Ok(Compared::Conflict(accepted.map_or(0, |(millis, _)| millis)))
     }
 
     /// Sets the time for which the server remembers the ids of a stream, in nanoseconds.

@@ -6,6 +6,7 @@ use super::{
     super::*,
     server::{NatsServer, eventually},
 };
+use crate::log::conformance::ByKey as _;
 
 const SHARD: Shard = Shard(3);
 
@@ -207,6 +208,30 @@ async fn a_stream_that_lost_its_end_gets_another_owner() {
         Offset(3),
         "the end is that of before"
     );
+}
+
+/// The retry that the router asks for is stored where no Trigger has been, and is then known as a repeat.
+#[tokio::test]
+async fn an_event_that_was_refused_after_a_lost_end_is_no_repeat() {
+    let mut server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    one.append_unique("n/b", &[(1, 1)], 0).await.unwrap();
+    let name = LogName::from_key("n/b");
+    for batch in [&[(2, 1)][..], &[(3, 1), (4, 1)]] {
+        other.0.streams.log(&name).ends_at_least_at(Offset(100));
+        let refused = other.append_unique("n/b", batch, 1).await;
+        assert!(matches!(refused, Err(LogError::Unavailable(_))), "{refused:?}");
+        let before = one.open(&name).bounds().await.unwrap().next;
+        let stored = one.append_unique("n/b", batch, 2).await.unwrap();
+        assert_eq!((stored.first, stored.repeats), (before, 0));
+    }
+    server.kill();
+    server.start_again();
+    let log = server.connect().await;
+    let all = [(1, 1), (2, 1), (3, 1), (4, 1)];
+    assert_eq!(log.append_unique("n/b", &all, 3).await.unwrap().repeats, 4);
+    let conflict = log.append_unique("n/b", &[(2, 2)], 4).await;
+    assert!(matches!(conflict, Err(LogError::Conflict { .. })), "{conflict:?}");
 }
 
 #[tokio::test]
