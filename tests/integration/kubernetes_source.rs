@@ -432,7 +432,7 @@ fn a_source_that_does_not_run_is_not_connected() {
         await_reason(shop, "source/objects", ready);
         eventually(PATIENCE, || {
             let managers = shop.run(["get", "source/objects", "--show-managed-fields", "-o", "yaml"]);
-            match managers.contains("manager: weir-sources") {
+            match managers.contains(r#"k:{"type":"Connected"}"#) {
                 true => Err(managers),
                 false => Ok(()),
             }
@@ -445,7 +445,7 @@ fn a_source_that_does_not_run_is_not_connected() {
     setup.await_connected("Connected");
 
     // The controller writes the condition from now on.
-    patch(r#"{"spec": {"kubernetes": null, "cron": {"schedule": "0 0 1 1 *"}}}"#);
+    patch(r#"{"spec": {"kubernetes": null, "cron": {"schedule": "0 0 1 1 *", "type": "t"}}}"#);
     await_released("Ready");
     setup.await_connected("Scheduled");
 }
