@@ -37,7 +37,7 @@ pub(super) struct Pending {
 }
 
 /// A change in the queue.
-struct Waiting {
+struct WaitingChange {
     change: ObservedChange,
     outcome: Outcome,
     bytes: usize,
@@ -65,7 +65,7 @@ pub(super) struct EventPlan {
 pub(super) struct ChangeQueue {
     pub(super) ledger: Ledger,
     plan: EventPlan,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingChange>,
     bytes: usize,
     /// Why a change could last not be told, for reasons of its own.
     pub(super) failure: Option<String>,
@@ -174,7 +174,7 @@ impl ChangeQueue {
             Outcome::Filtered | Outcome::Failed(_) => 0,
         };
         self.bytes += bytes;
-        self.waiting.push_back(Waiting {
+        self.waiting.push_back(WaitingChange {
             change,
             outcome,
             bytes,
@@ -214,7 +214,7 @@ impl ChangeQueue {
     pub(super) fn next(&mut self) -> Option<Pending> {
         let mut blocked = HashSet::new();
         let mut at = 0;
-        while let Some(Waiting { change, .. }) = self.waiting.get(at) {
+        while let Some(WaitingChange { change, .. }) = self.waiting.get(at) {
             let is_next = !blocked.contains(&change.key)
                 && !self.busy.contains(&change.key)
                 && self.ledger.may_tell(change);
@@ -223,7 +223,7 @@ impl ChangeQueue {
                 at += 1;
                 continue;
             }
-            let Waiting {
+            let WaitingChange {
                 change,
                 outcome,
                 bytes,

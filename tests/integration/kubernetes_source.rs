@@ -428,25 +428,15 @@ fn a_source_that_does_not_run_is_not_connected() {
     shop.apply(&source(CONFIG_MAPS));
     setup.await_connected("Connected");
     let patch = |patch: &str| shop.run(["patch", "source/objects", "--type=merge", "-p", patch]);
-    let await_released = |ready: &str| {
-        await_reason(shop, "source/objects", ready);
-        eventually(PATIENCE, || {
-            let managers = shop.run(["get", "source/objects", "--show-managed-fields", "-o", "yaml"]);
-            match managers.contains(r#"k:{"type":"Connected"}"#) {
-                true => Err(managers),
-                false => Ok(()),
-            }
-        });
-    };
     patch(r#"{"spec": {"suspend": true}}"#);
-    await_released("Suspended");
+    await_reason(shop, "source/objects", "Suspended");
     assert_eq!(condition(shop, "source/objects", "Connected"), Value::Null);
     patch(r#"{"spec": {"suspend": false}}"#);
     setup.await_connected("Connected");
 
     // The controller writes the condition from now on.
     patch(r#"{"spec": {"kubernetes": null, "cron": {"schedule": "0 0 1 1 *", "type": "t"}}}"#);
-    await_released("Ready");
+    await_reason(shop, "source/objects", "Ready");
     setup.await_connected("Scheduled");
 }
 

@@ -280,7 +280,7 @@ impl Survey {
         let known: BTreeSet<_> = registered.iter().map(|(_, broker)| broker.id).collect();
         for id in found.keys().copied().filter(|id| !known.contains(id)) {
             let was_given_back = if layout::is_shared(id) {
-                id < self.given_back.next_shared && !may_lack_entries
+                !may_lack_entries
             } else {
                 free.contains(&id)
             };
