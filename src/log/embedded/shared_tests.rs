@@ -6,7 +6,7 @@ use fjall::AbstractTree as _;
 use proptest::prelude::*;
 
 use super::{
-    tests::{flush, open, open_with_own_keyspaces, rewrite},
+    tests::{copy, flush, journal, open, open_with_own_keyspaces, rewrite, written},
     *,
 };
 use crate::log::conformance::{ALL, ByKey as _, at, payloads};
@@ -104,6 +104,25 @@ async fn only_empty_logs_are_given_back_and_offsets_never_recur() {
         let log = open();
         assert_eq!(log.bounds("n/a"), bounds(4, 5));
     }
+}
+
+#[tokio::test]
+async fn what_was_given_back_is_no_damage_after_a_crash_tore_a_commit() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    log.append("n/gone", payloads(&["0", "1"]), at(0)).await.unwrap();
+    log.trim("n/gone", Offset(2)).await.unwrap();
+    assert_eq!(give_back(&log, &["n/gone"]).await, 1);
+    log.append("n/stays", payloads(&["0"]), at(0)).await.unwrap();
+    let whole = written(&journal(directory.path())).len();
+    let before = tempfile::tempdir().unwrap();
+    copy(directory.path(), before.path());
+    log.append("n/stays", payloads(&["torn"]), at(0)).await.unwrap();
+    let torn = written(&journal(directory.path()));
+    fs::write(journal(before.path()), &torn[..whole + 20]).unwrap();
+    let report = check(before.path()).unwrap();
+    assert!(report.is_whole(), "{report}");
+    assert_eq!(report.brokers.len(), 1, "{report}");
 }
 
 #[tokio::test]

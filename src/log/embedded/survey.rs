@@ -265,8 +265,14 @@ impl Survey {
     fn logs(&mut self, meta: &BTreeMap<Vec<u8>, Vec<u8>>, keyspaces: &Keyspaces) -> io::Result<()> {
         let mut registered = self.registered(meta);
         let mut found = BTreeMap::new();
-        // Logs that were given back may have left trimmed records, unless an entry of a log may be lost.
-        let may_lack_entries = !self.report.damage.is_empty();
+        // Logs that were given back may have left trimmed records, unless an entry of a log may be lost. A commit that
+        // a crash tore has lost both the entry of a log and its first record.
+        let torn = self.torn_end();
+        let may_lack_entries = self
+            .report
+            .damage
+            .iter()
+            .any(|damage| Some(damage) != torn.as_ref());
         let free: BTreeSet<_> = meta
             .iter()
             .filter_map(|(key, value)| layout::parse_free(key, value))
@@ -280,7 +286,7 @@ impl Survey {
         let known: BTreeSet<_> = registered.iter().map(|(_, broker)| broker.id).collect();
         for id in found.keys().copied().filter(|id| !known.contains(id)) {
             let was_given_back = if layout::is_shared(id) {
-                !may_lack_entries
+                id < self.given_back.next_shared && !may_lack_entries
             } else {
                 free.contains(&id)
             };
