@@ -5,6 +5,7 @@
 
 mod access;
 pub mod api;
+mod causes;
 pub mod cli;
 pub mod cloudevents;
 pub mod cluster_sources;

@@ -93,6 +93,7 @@ const RANDOM: Ban = Ban {
 #[rustfmt::skip]
 const ROOMS: &[Room] = &[
     Room::new("api",         &[]),
+    Room::new("causes",      &[]).pure(),
     Room::new("http_url",    &[]).pure(),
     Room::new("cloudevents", &[]).pure(),
     Room::new("filter",      &["cloudevents"]).pure(),
@@ -107,7 +108,7 @@ const ROOMS: &[Room] = &[
     Room::new("supervision", &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents", "http_url", "trust"]).without_kubernetes(),
     Room::new("intake",      &["cloudevents", "log"]).without_kubernetes(),
-    Room::new("destination", &["cloudevents", "http_url", "routing", "intake", "memory", "telemetry", "trust"]).without_kubernetes(),
+    Room::new("destination", &["causes", "cloudevents", "http_url", "routing", "intake", "memory", "telemetry", "trust"]).without_kubernetes(),
     Room::new("delivery",    &[
         "cloudevents", "filter", "transform", "routing", "log", "intake", "memory", "telemetry", "destination", "supervision",
     ]).without_kubernetes().without_http(),
@@ -117,15 +118,15 @@ const ROOMS: &[Room] = &[
     Room::new("election",    &[]),
     Room::new("controller",  &["api", "filter", "routing", "trust", "resolve", "server", "election"]),
     Room::new("cluster_sources", &[
-        "api", "cloudevents", "filter", "routing", "trust", "resolve", "server", "source", "supervision", "election",
+        "api", "causes", "cloudevents", "filter", "routing", "trust", "resolve", "server", "source", "supervision", "election",
     ]),
     Room::new("router",      &[
-        "access", "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "destination", "delivery",
+        "access", "causes", "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "destination", "delivery",
         "server", "source", "ownership", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "http_url", "filter", "transform", "routing", "log", "memory", "descriptors", "trust", "resolve", "telemetry",
-        "destination", "delivery", "server", "source", "controller", "cluster_sources", "router", "supervision",
+        "api", "causes", "cloudevents", "http_url", "filter", "transform", "routing", "log", "memory", "descriptors", "trust", "resolve", "telemetry",
+        "destination", "delivery", "server", "source", "election", "controller", "cluster_sources", "router", "supervision",
     ]),
 ];
 

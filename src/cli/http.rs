@@ -11,7 +11,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use rustls::ClientConfig;
 
 use super::Usage;
-use crate::{destination::with_causes, http_url, trust};
+use crate::{causes::with_causes, http_url, trust};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 

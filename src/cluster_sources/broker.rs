@@ -14,6 +14,7 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::{
+    causes::with_causes,
     cloudevents::{Event, HttpMessage, Mode, Reason},
     resolve::Finding,
     trust,
@@ -113,7 +114,10 @@ impl BrokerClient {
             .extend(token.map(|token| (header::AUTHORIZATION, token)));
         let client = self.client.load_full();
         let exchange = async {
-            let response = client.request(request).await.map_err(|error| causes(&error))?;
+            let response = client
+                .request(request)
+                .await
+                .map_err(|error| with_causes(&error))?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await;
             let body = body.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
@@ -203,17 +207,6 @@ fn judge(url: &str, status: StatusCode, headers: &http::HeaderMap, body: &[u8]) 
         400..=499 => refused("BrokerRefuses", false),
         _ => refused("BrokerUnavailable", false),
     }
-}
-
-/// Joins the messages of an error and its causes.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

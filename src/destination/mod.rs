@@ -12,7 +12,7 @@ mod verdict;
 
 pub use answer::Answer;
 pub use client_error::ClientError;
-pub use http::{ATTEMPT_OVERHEAD, Addresses, Replies, UnusableReply, UriAddresses, with_causes};
+pub use http::{ATTEMPT_OVERHEAD, Addresses, Replies, UnusableReply, UriAddresses};
 pub use outgoing::{Outgoing, SendPurpose};
 pub use verdict::{Blame, Verdict};
 

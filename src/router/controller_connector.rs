@@ -19,7 +19,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tower::Service;
 
-use crate::destination::with_causes;
+use crate::causes::with_causes;
 
 /// Timeout of a TCP connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

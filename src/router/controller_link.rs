@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::controller_connector::{ConnectError, ControllerConnector};
 use crate::{
-    destination::with_causes,
+    causes::with_causes,
     http_url::{self, HttpUrlError},
     routing::{
         AccessReview, AccessVerdict, Configuration, Revision, access_reviews_path,

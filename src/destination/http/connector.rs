@@ -434,7 +434,7 @@ mod tests {
             let connected = Connector::new(origin, tls).call(uri).await;
             connected
                 .map(drop)
-                .map_err(|error| super::super::causes::with_causes(&*error))
+                .map_err(|error| crate::causes::with_causes(&*error))
         };
         let forbidden = "that a uri may not reach";
         let hosts = [

@@ -5,7 +5,6 @@
 //! authorization server, [`stage`] distinguishes a busy router from a failing Sink.
 
 mod addresses;
-mod causes;
 mod connector;
 mod hidden;
 mod names;
@@ -21,7 +20,6 @@ mod traced;
 mod uri_addresses;
 
 pub use addresses::Addresses;
-pub use causes::with_causes;
 pub use replies::{Replies, UnusableReply};
 pub use target::{HttpTarget, TargetError};
 pub use uri_addresses::UriAddresses;
@@ -52,6 +50,7 @@ use super::{
     verdict::Verdict,
 };
 use crate::{
+    causes::with_causes,
     cloudevents::{HttpMessage, is_batch, is_event},
     intake::Descendants,
     memory::Pool,

@@ -19,14 +19,16 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::connect::capture_connection;
 
 use super::{
-    causes::with_causes,
     connector::HttpClient,
     hidden::HiddenValues,
     oauth2::{IssuedToken, TokenRequest},
     stage::{self, AttemptStage},
     status, tls_error,
 };
-use crate::destination::verdict::{Blame, Verdict};
+use crate::{
+    causes::with_causes,
+    destination::verdict::{Blame, Verdict},
+};
 
 /// Timeout of a request for a token, from connecting to the end of the answer. Attempts may wait less.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);

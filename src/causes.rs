@@ -1,6 +1,6 @@
 //! Writes errors with their causes. Pure.
 
-/// An error with its causes on one line, since HTTP clients put the informative part last.
+/// An error with its causes on one line, since clients put the informative part last.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
