@@ -26,7 +26,7 @@ pub use broker::{
     BasicCredentials, Broker, BrokerDeduplication, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus,
     Producer, ProducerAccount, ProducerCertificate, WhenFull,
 };
-pub use condition::condition;
+pub use condition::{CONNECTED, condition, whole_seconds};
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
 pub use destination::{AddressableRef, Destination, DestinationRef, Scheme, ServicePort, ServiceTarget};
 pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};

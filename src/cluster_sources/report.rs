@@ -16,9 +16,6 @@ use crate::{api, resolve::Finding};
 /// Field manager, as `kubectl` shows it.
 const FIELD_MANAGER: &str = "weir-sources";
 
-/// The condition that this process writes.
-const CONNECTED: &str = "Connected";
-
 /// Interval at which the time of the last event is written.
 const LAST_EVENT_EVERY: Duration = Duration::from_secs(60);
 
@@ -132,7 +129,7 @@ impl Reporter {
             },
             generation: source.metadata.generation.unwrap_or_default(),
             written: conditions
-                .and_then(|conditions| api::condition(conditions, CONNECTED))
+                .and_then(|conditions| api::condition(conditions, api::CONNECTED))
                 .cloned(),
             written_event: status.and_then(|status| status.last_event_time.as_ref()?.parse().ok()),
         }
@@ -193,27 +190,15 @@ impl Reporter {
         })
     }
 
-    /// The condition; the time of its transition moves only with its status.
     fn condition(&self, finding: &Finding) -> Condition {
-        let status = if finding.holds { "True" } else { "False" };
-        let before = self.written.as_ref().filter(|before| before.status == status);
-        // Kubernetes stores whole seconds.
-        let now = || Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
-        Condition {
-            type_: CONNECTED.to_owned(),
-            status: status.to_owned(),
-            reason: finding.reason.to_owned(),
-            message: finding.message.clone(),
-            observed_generation: Some(self.generation),
-            last_transition_time: before.map_or_else(now, |before| before.last_transition_time.clone()),
-        }
+        let now = Time(api::whole_seconds(Timestamp::now()));
+        finding.condition(api::CONNECTED, self.generation, self.written.as_slice(), &now)
     }
 
     async fn write(&self, condition: &Condition, last_event: Option<Timestamp>) -> bool {
         let mut status = json!({"conditions": [condition]});
         if let Some(time) = last_event {
-            let whole = Timestamp::from_second(time.as_second()).unwrap_or(time);
-            status["lastEventTime"] = whole.to_string().into();
+            status["lastEventTime"] = api::whole_seconds(time).to_string().into();
         }
         self.writer.write(&status).await
     }

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::sources_seen::SourceSeen;
 use crate::{
-    api::{SourceRejectionStatus, SourceStatus},
+    api::{SourceRejectionStatus, SourceStatus, whole_seconds},
     routing::protocol::SourceRejection,
 };
 
@@ -50,7 +50,7 @@ impl ShownActivity {
             .filter(|&event| is_due(shown.last_event_time.as_deref(), event));
         let rejected_at = shown.last_rejection.as_ref().map(|rejection| &*rejection.time);
         let rejection = seen.last_rejection.as_ref();
-        let rejection = rejection.filter(|rejection| is_due(rejected_at, whole(rejection.at)));
+        let rejection = rejection.filter(|rejection| is_due(rejected_at, whole_seconds(rejection.at)));
         Self {
             last_event_time: event.map(|event| event.to_string()).or(shown.last_event_time),
             last_rejection: rejection.map(shown_rejection).or(shown.last_rejection),
@@ -82,14 +82,10 @@ fn moved(shown: &str, since: Timestamp, every: SignedDuration) -> bool {
 
 fn shown_rejection(SourceRejection { at, reason, detail }: &SourceRejection) -> SourceRejectionStatus {
     SourceRejectionStatus {
-        time: whole(*at).to_string(),
+        time: whole_seconds(*at).to_string(),
         reason: reason.as_str().to_owned(),
         message: detail.as_str().to_owned(),
     }
-}
-
-fn whole(time: Timestamp) -> Timestamp {
-    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 fn time(text: &str) -> Option<Timestamp> {

@@ -7,10 +7,10 @@ use super::{
     routers::Applied,
     source_activity::{self, ShownActivity},
     sources_seen::{SourceRuns, SourceSeen},
-    statuses::{CONNECTED, READY, ROUTER_OUT_OF_DATE, applied_finding, first_problem, make, make_with, url},
+    statuses::{READY, ROUTER_OUT_OF_DATE, applied_finding, first_problem, url},
 };
 use crate::{
-    api::{SourceStatus, condition},
+    api::{CONNECTED, SourceStatus, condition},
     resolve::{Finding, SourceDiagnosis},
     routing::{
         broker_key,
@@ -101,7 +101,7 @@ pub(super) fn source(
     } = ShownActivity::next(seen, present, now.0, *shown_every);
     SourceStatus {
         observed_generation: Some(subject.generation),
-        conditions: [make(READY, &ready, subject.generation, before, now)]
+        conditions: [ready.condition(READY, subject.generation, before, now)]
             .into_iter()
             .chain(connected)
             .collect(),
@@ -157,13 +157,7 @@ fn receiving(seen: &SourceSeen, generation: i64, present: Option<&SourceStatus>,
         .unwrap_or_default();
     let shown = present.and_then(source_activity::last_event);
     if let Some(failure) = seen.failure_of_requests(shown, now.0) {
-        return make(
-            CONNECTED,
-            &failed(failure, "requests are"),
-            generation,
-            before,
-            now,
-        );
+        return failed(failure, "requests are").condition(CONNECTED, generation, before, now);
     }
     let failed_at = condition(before, CONNECTED)
         .filter(|before| before.status == "False")
@@ -174,7 +168,7 @@ fn receiving(seen: &SourceSeen, generation: i64, present: Option<&SourceStatus>,
         |success: Timestamp| failed_at.is_none_or(|failed| failed.duration_since(success) < REJECTS_FOR);
     let accepted = Finding::good("RequestsAccepted", "requests come in and are verified");
     if seen.last_success.is_some_and(is_news) {
-        return make(CONNECTED, &accepted, generation, before, now);
+        return accepted.condition(CONNECTED, generation, before, now);
     }
     match (condition(before, CONNECTED), shown) {
         (Some(before), _) if before.status == "True" || before.observed_generation == Some(generation) => {
@@ -188,14 +182,14 @@ fn receiving(seen: &SourceSeen, generation: i64, present: Option<&SourceStatus>,
                 "NoRequestYet",
                 "no request has come in since the Source was changed",
             );
-            make_with("Unknown", CONNECTED, &finding, generation, before, now)
+            finding.condition_with_status("Unknown", CONNECTED, generation, before, now)
         }
-        (None, Some(_)) => make(CONNECTED, &accepted, generation, before, now),
+        (None, Some(_)) => accepted.condition(CONNECTED, generation, before, now),
         (None, None) => {
             let message = "no request has come in yet: has the sender the URL in status.webhookUrl, and does it reach the port \
                            for webhooks?";
             let finding = Finding::good("NoRequestYet", message);
-            make_with("Unknown", CONNECTED, &finding, generation, before, now)
+            finding.condition_with_status("Unknown", CONNECTED, generation, before, now)
         }
     }
 }
@@ -220,7 +214,7 @@ fn scheduling(
             return kept.cloned();
         }
     };
-    Some(make(CONNECTED, &finding, generation, before, now))
+    Some(finding.condition(CONNECTED, generation, before, now))
 }
 
 /// `what` is affected, as the beginning of a sentence.

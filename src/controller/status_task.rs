@@ -153,8 +153,7 @@ impl StatusTask {
             sources: process,
         } = self;
         let process = process.as_ref().map(|process| *process.borrow());
-        // Kubernetes stores whole seconds.
-        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+        let now = api::whole_seconds(Timestamp::now());
         let (now, broker_url) = (Time(now), urls.brokers.as_deref());
         let webhook_url = urls.webhooks.as_deref();
         let routers = publication.routers();
@@ -203,7 +202,7 @@ impl StatusTask {
             let status = sources
                 .get(&*subject.uid)
                 .and_then(|source| source.status.as_ref());
-            let connected = status.and_then(|status| api::condition(&status.conditions, statuses::CONNECTED));
+            let connected = status.and_then(|status| api::condition(&status.conditions, api::CONNECTED));
             let facts = SourceFacts {
                 applied: &applied(subject),
                 seen: &seen,
@@ -258,7 +257,7 @@ impl SourceConditions {
         match status(statuses::READY) {
             Some("True") => {
                 self.ready += 1;
-                self.not_connected += i64::from(status(statuses::CONNECTED) == Some("False"));
+                self.not_connected += i64::from(status(api::CONNECTED) == Some("False"));
             }
             _ => self.not_ready += 1,
         }

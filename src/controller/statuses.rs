@@ -1,4 +1,5 @@
-//! Computes the status of each resource; `source_status.rs` has that of Sources. Pure: the present status and the time are arguments.
+//! Computes the status of each resource; `source_status.rs` has that of Sources. Pure: the present status and the time
+//! are arguments.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -9,7 +10,7 @@ use super::{
     sinks_seen::{BrokerSeen, FiltersSeen, QuotaSeen, SinkSeen},
 };
 use crate::{
-    api::{BrokerStatus, SinkStatus, TriggerStatus, condition},
+    api::{BrokerStatus, CONNECTED, SinkStatus, TriggerStatus, condition},
     filter::BUDGET,
     resolve::{
         ADDRESS_AWAITED, BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, TOKEN_AWAITED,
@@ -38,9 +39,6 @@ const APPLIED: &str = "Applied";
 /// Whether the Sink responds, with success or failure, as far as routers can tell. Present only while events may
 /// flow.
 const SINK_ANSWERING: &str = "SinkAnswering";
-
-/// Whether the events of a Source come. Present only while they may.
-pub(super) const CONNECTED: &str = "Connected";
 
 /// Present, and False, while filters fail with errors for some events.
 const FILTERS_EVALUATED: &str = "FiltersEvaluated";
@@ -119,10 +117,10 @@ pub(super) fn trigger(
     ]
     .into_iter()
     .flatten()
-    .map(|(r#type, finding)| make(r#type, finding, subject.generation, before, now));
+    .map(|(r#type, finding)| finding.condition(r#type, subject.generation, before, now));
     let answering = match answering {
         _ if !may_flow => None,
-        Some(finding) => Some(make(SINK_ANSWERING, &finding, subject.generation, before, now)),
+        Some(finding) => Some(finding.condition(SINK_ANSWERING, subject.generation, before, now)),
         None => condition(before, SINK_ANSWERING).cloned(),
     };
     TriggerStatus {
@@ -147,7 +145,7 @@ pub(super) fn resumed(
                        after it was missing for a while; the routers' logs show the backlog";
         let finding = Finding::good("PlaceTakenUp", message);
         let generation = status.observed_generation.unwrap_or_default();
-        make(RESUMED, &finding, generation, &[], now)
+        finding.condition(RESUMED, generation, &[], now)
     };
     let condition = before.cloned().or_else(|| resumed.then(told));
     status.conditions.extend(condition);
@@ -166,7 +164,7 @@ pub(super) fn sink(diagnosis: &SinkDiagnosis, present: Option<&SinkStatus>, now:
         .unwrap_or_default();
     SinkStatus {
         observed_generation: Some(subject.generation),
-        conditions: vec![make(READY, resolved, subject.generation, before, now)],
+        conditions: vec![resolved.condition(READY, subject.generation, before, now)],
         uri: uri.clone(),
     }
 }
@@ -212,10 +210,10 @@ pub(super) fn broker(
         QuotaSeen::UsedUp { router, over } => Some(quota_used_up(router, over, diagnosis)),
     };
     let within = match &quota {
-        Some(finding) => Some(make(WITHIN_QUOTA, finding, subject.generation, before, now)),
+        Some(finding) => Some(finding.condition(WITHIN_QUOTA, subject.generation, before, now)),
         None => condition(before, WITHIN_QUOTA).cloned(),
     };
-    let ready = make(READY, &ready, subject.generation, before, now);
+    let ready = ready.condition(READY, subject.generation, before, now);
     // No router has reported, as after a start of the controller: what was told before stays.
     let is_unknown = quota.is_none();
     let ShownUsage {
@@ -387,38 +385,6 @@ fn answering_finding(applied: &Applied, seen: &SinkSeen) -> Option<Finding> {
 
 pub(super) fn url(base: Option<&str>, broker: &str) -> Option<String> {
     base.map(|base| format!("{}/{broker}", base.trim_end_matches('/')))
-}
-
-/// Builds a condition. `lastTransitionTime` moves only when the status flips.
-pub(super) fn make(
-    r#type: &str,
-    finding: &Finding,
-    generation: i64,
-    before: &[Condition],
-    now: &Time,
-) -> Condition {
-    let status = if finding.holds { "True" } else { "False" };
-    make_with(status, r#type, finding, generation, before, now)
-}
-
-/// Builds a condition with this status, whether the finding holds or not.
-pub(super) fn make_with(
-    status: &str,
-    r#type: &str,
-    finding: &Finding,
-    generation: i64,
-    before: &[Condition],
-    now: &Time,
-) -> Condition {
-    let since = condition(before, r#type).filter(|before| before.status == status);
-    Condition {
-        type_: r#type.to_owned(),
-        status: status.to_owned(),
-        reason: finding.reason.to_owned(),
-        message: finding.message.clone(),
-        observed_generation: Some(generation),
-        last_transition_time: since.map_or_else(|| now.clone(), |before| before.last_transition_time.clone()),
-    }
 }
 
 #[cfg(test)]
