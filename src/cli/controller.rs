@@ -10,10 +10,11 @@ use super::{
     units::{self, Size},
 };
 use crate::controller::{
-    self, ChannelOptions, ControllerOptions, Election, ProducerOptions, RouterAccount, TlsOptions,
+    self, ChannelOptions, ControllerOptions, ProducerOptions, RouterAccount, TlsOptions,
 };
 use crate::{
     descriptors,
+    election::Election,
     resolve::ClusterReach,
     routing::{DeduplicationSettings, InstallationDeduplication, InstallationQuotas, Quota, UnlistedBrokers},
 };
@@ -287,13 +288,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
     let stop = shutdown::token()?;
     descriptors::raise()?;
     let client = client().await?;
-    let election = match lease {
-        Some(lease) => Some(Election {
-            lease,
-            host: host_name()?,
-        }),
-        None => None,
-    };
+    let election = election(lease)?;
     let options = ControllerOptions {
         listen,
         secure_channel: channel.is_secure(listen.ip()),
@@ -360,8 +355,22 @@ pub(super) async fn configuration_of_the_api_server() -> anyhow::Result<kube::Co
     Ok(config)
 }
 
+/// Returns the options of leader election by this Lease, if there is one.
+///
+/// # Errors
+/// If this process has no name.
+pub(super) fn election(lease: Option<String>) -> anyhow::Result<Option<Election>> {
+    let election = |lease| {
+        Ok(Election {
+            lease,
+            host: host_name()?,
+        })
+    };
+    lease.map(election).transpose()
+}
+
 /// Removes duplicates and empty names, as left by an empty variable or a trailing comma.
-fn each_once(names: Vec<String>) -> Vec<String> {
+pub(super) fn each_once(names: Vec<String>) -> Vec<String> {
     let names: BTreeSet<_> = names.into_iter().filter(|name| !name.is_empty()).collect();
     names.into_iter().collect()
 }

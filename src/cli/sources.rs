@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use super::{controller::configuration_of_the_api_server, host::host_name, http::parse_url, shutdown};
+use super::{
+    controller::{configuration_of_the_api_server, each_once, election},
+    http::parse_url,
+    shutdown,
+};
 use crate::{
     cluster_sources::{self, SourcesOptions},
     descriptors,
@@ -54,25 +58,18 @@ pub async fn run(args: SourcesArgs) -> anyhow::Result<()> {
         admin,
         broker_base_url,
         broker_ca,
-        mut watch_namespaces,
+        watch_namespaces,
         lease,
     } = args;
-    watch_namespaces.retain(|namespace| !namespace.is_empty());
-    watch_namespaces.sort();
-    watch_namespaces.dedup();
     let stop = shutdown::token()?;
     descriptors::raise()?;
     let config = configuration_of_the_api_server().await?;
-    let election = match lease {
-        Some(lease) => Some((lease, host_name()?)),
-        None => None,
-    };
     let options = SourcesOptions {
         admin,
         broker_base_url: parse_url(&broker_base_url)?,
         broker_authority: broker_ca,
-        watch_namespaces,
-        election,
+        watch_namespaces: each_once(watch_namespaces),
+        election: election(lease)?,
     };
     Ok(cluster_sources::run(options, config, stop).await?)
 }

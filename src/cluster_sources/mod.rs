@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    election::Candidate,
+    election::{Candidate, Election},
     server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
 };
 use broker::BrokerClient;
@@ -63,8 +63,8 @@ pub struct SourcesOptions {
     pub broker_authority: Option<PathBuf>,
     /// Namespaces whose Sources are run; empty for all.
     pub watch_namespaces: Vec<String>,
-    /// Lease, and identity of this process, such as its pod's name; `None` for a single process.
-    pub election: Option<(String, String)>,
+    /// Leader election; `None` for a single process.
+    pub election: Option<Election>,
 }
 
 /// Why the process ended.
@@ -139,7 +139,7 @@ pub async fn run(
         stop.clone(),
     )?;
 
-    let lease = election.as_ref().map(|(lease, _)| lease.clone());
+    let lease = election.as_ref().map(|election| election.lease.clone());
     let shared = Arc::new(SourcesProcess {
         config,
         client: client.clone(),
@@ -161,8 +161,8 @@ pub async fn run(
         Ok::<_, SourcesError>(())
     };
     match election {
-        Some((lease, host)) => {
-            let mut candidate = Candidate::new(client, &lease, &host, last_used, watch::Sender::default());
+        Some(election) => {
+            let mut candidate = Candidate::new(client, &election, last_used, watch::Sender::default());
             candidate.lead_when_elected(&stop, lead).await?;
         }
         None => lead(&stop).await?,

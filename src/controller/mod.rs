@@ -56,7 +56,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    election::{Candidate, LeaseObserver},
+    election::{Candidate, Election, LeaseObserver},
     resolve::{self, ClusterReach, CompileOutcome, Observed},
     routing::InstallationQuotas,
     server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
@@ -113,15 +113,6 @@ pub struct ControllerOptions {
     pub sources_lease: Option<String>,
     /// Leader election; `None` for a single controller.
     pub election: Option<Election>,
-}
-
-/// Options of leader election.
-#[derive(Clone, Debug)]
-pub struct Election {
-    /// Name of the Lease, in the client's namespace.
-    pub lease: String,
-    /// Identity of this controller, such as its pod's name.
-    pub host: String,
 }
 
 /// Why a controller ended.
@@ -228,13 +219,12 @@ impl Controller {
     /// Leads whenever this controller holds the Lease, until told to stop.
     async fn lead_when_elected(
         &self,
-        Election { lease, host }: &Election,
+        election: &Election,
         stop: &CancellationToken,
     ) -> Result<(), ControllerError> {
         let mut candidate = Candidate::new(
             self.client.clone(),
-            lease,
-            host,
+            election,
             self.last_used.clone(),
             self.routers.clone(),
         );

@@ -38,6 +38,15 @@ const ROUTERS: &str = "weir.dev/routers";
 /// Maximum number of names stored.
 const MAX_ROUTERS: usize = 500;
 
+/// Options of leader election.
+#[derive(Clone, Debug)]
+pub struct Election {
+    /// Name of the Lease, in the client's namespace.
+    pub lease: String,
+    /// Identity of this process, such as its pod's name.
+    pub host: String,
+}
+
 /// A process that leads, or may lead.
 pub struct Candidate {
     leases: Api<Lease>,
@@ -65,19 +74,18 @@ enum LeaseError {
 }
 
 impl Candidate {
-    /// Creates a candidate for the Lease of this name, in the client's namespace. `last_used` receives the time at
+    /// Creates a candidate. `last_used` receives the time at
     /// which the Lease was last read, or written if needed. Leaders hand over the names of `routers` through the
     /// Lease, so that the next one knows which to wait for.
     pub fn new(
         client: Client,
-        name: &str,
-        host: &str,
+        Election { lease, host }: &Election,
         last_used: watch::Sender<Option<Instant>>,
         routers: watch::Sender<BTreeSet<String>>,
     ) -> Self {
         Self {
             leases: Api::default_namespaced(client),
-            name: name.to_owned(),
+            name: lease.clone(),
             identity: format!("{host}_{}", uuid::Uuid::new_v4()),
             seen: None,
             until: Instant::now(),
@@ -402,7 +410,11 @@ mod tests {
             };
             let client = Client::new(tower::service_fn(answer), "default");
             let (last_used, used) = watch::channel(None);
-            let mut candidate = Candidate::new(client, "l", "me", last_used, watch::Sender::default());
+            let election = Election {
+                lease: "l".to_owned(),
+                host: "me".to_owned(),
+            };
+            let mut candidate = Candidate::new(client, &election, last_used, watch::Sender::default());
             let acquired = tokio::time::timeout(LEASE_DURATION, candidate.acquire()).await;
             assert!(acquired.is_err());
             let ago = used.borrow().map(|at| at.elapsed());
