@@ -17,7 +17,7 @@ use super::{
 use crate::log::{Append, Appended, LogError, LogName, Offset, Partition, record};
 
 /// What became of the records of an append.
-pub(super) struct UniqueAppend {
+pub(super) struct AppendOutcome {
     pub(super) appended: Appended,
     /// Sequences of the records with ids: those that were stored, and those of which others are repeats.
     pub(super) sequences: Vec<u64>,
@@ -40,7 +40,7 @@ impl JetStream {
             });
         }
         let before = log.bounds().next;
-        let UniqueAppend {
+        let AppendOutcome {
             appended,
             sequences,
             failure,
@@ -76,7 +76,7 @@ impl JetStream {
     ) -> Result<Appended, LogError> {
         // A router that was paused would append what others have appended long ago.
         self.turn.check()?;
-        let UniqueAppend {
+        let AppendOutcome {
             appended, failure, ..
         } = self.store_append(log, id, append).await?;
         failure.map_or(Ok(appended), Err)
@@ -87,7 +87,7 @@ impl JetStream {
         log: &Tracked,
         id: &str,
         mut append: Append,
-    ) -> Result<UniqueAppend, LogError> {
+    ) -> Result<AppendOutcome, LogError> {
         if let Some(unique) = append.unique.take() {
             return self.append_unique(log, append, unique).await;
         }
@@ -105,7 +105,7 @@ impl JetStream {
         let first = Offset(sequence.saturating_sub(1));
         log.appended(first.plus(count), bytes as u64);
         self.grew(&log.name);
-        Ok(UniqueAppend {
+        Ok(AppendOutcome {
             appended: Appended { first, repeats: 0 },
             sequences: Vec::new(),
             failure: None,

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     api::StreamInfo,
-    append::{UniqueAppend, outgoing},
+    append::{AppendOutcome, outgoing},
     layout,
     patience::Patience,
     publish::{DUPLICATE_IN_BATCH, NatsMessage, StoredMessage},
@@ -62,7 +62,7 @@ impl JetStream {
         log: &Tracked,
         append: Append,
         Unique { identities, window }: Unique,
-    ) -> Result<UniqueAppend, LogError> {
+    ) -> Result<AppendOutcome, LogError> {
         let Append {
             payloads, accepted, ..
         } = append;
@@ -96,7 +96,7 @@ impl JetStream {
             repeats: outcomes.len() - stored().count(),
         };
         let sequences = outcomes.into_iter().map(MessageOutcome::sequence);
-        Ok(UniqueAppend {
+        Ok(AppendOutcome {
             appended,
             sequences: sequences.collect(),
             failure,
