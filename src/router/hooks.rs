@@ -111,9 +111,7 @@ async fn receive(
     let hooks = server.hooks.load_full();
     let Some(hook) = hooks.0.get(&key) else {
         body::refuse_body(&parts.headers, body).await;
-        let problem = unknown_webhook(&key);
-        server.ingress.metrics.rejected(problem.reason());
-        return problem.into_response();
+        return server.unknown_webhook(&key);
     };
     match server.accept(&namespace, hook, &parts, body).await {
         Ok(answer) => {
@@ -156,9 +154,7 @@ async fn validate(
     let key = broker_key(&namespace, &source);
     let hooks = server.hooks.load_full();
     let Some(hook) = hooks.0.get(&key) else {
-        let problem = unknown_webhook(&key);
-        server.ingress.metrics.rejected(problem.reason());
-        return problem.into_response();
+        return server.unknown_webhook(&key);
     };
     let Some(validation) = hook.webhook.validate(request.headers()) else {
         let problem = wrong_method(State(server)).await;
@@ -253,6 +249,18 @@ impl From<WebhookRejection> for HookRejection {
 }
 
 impl HookServer {
+    /// Answers a request for a webhook that there is not.
+    fn unknown_webhook(&self, key: &str) -> Response {
+        let title = "There is no such webhook";
+        let detail = format!(
+            "no Source {key} of kind webhook is in force: it does not exist, is suspended, or its condition Ready says what is \
+             wrong"
+        );
+        let problem = Problem::new(StatusCode::NOT_FOUND, "unknown_webhook", title, detail);
+        self.ingress.metrics.rejected(problem.reason());
+        problem.into_response()
+    }
+
     /// Counts a request that was answered.
     fn note(&self, key: &str, hook: &Hook, result: &'static str, outcome: HookOutcome<'_>) {
         // The Source may have been removed while the request was answered.
@@ -415,15 +423,6 @@ impl From<WebhookRejection> for Problem {
         let (status, reason) = (StatusCode::UNPROCESSABLE_ENTITY, rejection.label());
         Self::new(status, reason, title, rejection.to_string())
     }
-}
-
-fn unknown_webhook(key: &str) -> Problem {
-    let title = "There is no such webhook";
-    let detail = format!(
-        "no Source {key} of kind webhook is in force: it does not exist, is suspended, or its condition Ready says what is \
-         wrong"
-    );
-    Problem::new(StatusCode::NOT_FOUND, "unknown_webhook", title, detail)
 }
 
 async fn unknown_path(State(server): State<Arc<HookServer>>) -> Problem {
