@@ -430,6 +430,7 @@ fn a_source_that_does_not_run_is_not_connected() {
     let patch = |patch: &str| shop.run(["patch", "source/objects", "--type=merge", "-p", patch]);
     patch(r#"{"spec": {"suspend": true}}"#);
     await_reason(shop, "source/objects", "Suspended");
+    await_released(shop);
     assert_eq!(condition(shop, "source/objects", "Connected"), Value::Null);
     patch(r#"{"spec": {"suspend": false}}"#);
     setup.await_connected("Connected");
@@ -437,7 +438,22 @@ fn a_source_that_does_not_run_is_not_connected() {
     // The controller writes the condition from now on.
     patch(r#"{"spec": {"kubernetes": null, "cron": {"schedule": "0 0 1 1 *", "type": "t"}}}"#);
     await_reason(shop, "source/objects", "Ready");
+    await_released(shop);
     setup.await_connected("Scheduled");
+}
+
+/// Waits until `weir sources` owns no condition of the Source.
+fn await_released(shop: &Kubectl) {
+    eventually(PATIENCE, || {
+        let source = shop.run(["get", "source/objects", "--show-managed-fields", "-o", "json"]);
+        let source: Value = serde_json::from_str(&source).map_err(|error| error.to_string())?;
+        let managed = source["metadata"]["managedFields"].as_array().into_iter().flatten();
+        let mut own = managed.filter(|fields| fields["manager"] == "weir-sources");
+        match own.find(|fields| !fields["fieldsV1"]["f:status"]["f:conditions"].is_null()) {
+            Some(fields) => Err(fields.to_string()),
+            None => Ok(()),
+        }
+    });
 }
 
 #[test]
