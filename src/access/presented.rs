@@ -50,8 +50,9 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// Returns the bearer token, which may be that of a ServiceAccount, and its digest. Neither the errors nor their order depend on
-    /// whether the broker exists. `takes_certificates` is whether a Broker of the installation lists one.
+    /// Returns the bearer token, which may be that of a ServiceAccount, and its digest. Neither the errors nor their
+    /// order depend on whether the broker exists. `takes_certificates` is whether a Broker of the installation lists
+    /// one.
     pub(super) fn token(
         self,
         broker: &str,

@@ -263,8 +263,8 @@ impl Intake {
     }
 }
 
-/// Creates a record of each event, except those for which `encode` returns none. Events are parsed and encoded one by one, since a batch takes more memory as events
-/// than as text, and other tasks can run in between.
+/// Creates a record of each event, except those for which `encode` returns none. Events are parsed and encoded one by
+/// one, since a batch takes more memory as events than as text, and other tasks can run in between.
 ///
 /// # Errors
 /// Returns the first error of `encode`, which gets the event's index in the batch.

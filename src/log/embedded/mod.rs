@@ -33,8 +33,8 @@
 //! # Reading order
 //! `open.rs` serves appends, reads and saves. The committer is one thread and the only writer of records
 //! (`request.rs`, `saves.rs`, `commit.rs`, `committer.rs`); another thread cleans up after it (`keeper.rs`,
-//! `compaction.rs`). `places.rs` gives the logs their keyspaces, and `shares.rs` divides the log among namespaces. `ids.rs` remembers the ids of
-//! events that must not be stored twice.
+//! `compaction.rs`). `places.rs` gives the logs their keyspaces, and `shares.rs` divides the log among namespaces.
+//! `ids.rs` remembers the ids of events that must not be stored twice.
 //! Readers take recent records from memory (`tail.rs`) and older ones from the storage, on a few threads and in turns
 //! (`reads.rs`). `broker.rs` and `brokers.rs` hold in memory where each broker begins and ends. A damaged log is read
 //! without the storage library (`survey.rs`, `raw.rs`), and `salvage.rs` writes what is readable to a new one.
