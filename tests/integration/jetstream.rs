@@ -145,6 +145,13 @@ impl<N> Routers<N> {
             }
         });
         check_order_of_acknowledged(&self.consumer, &acknowledged);
+        for router in &self.routers {
+            let lines = router.process.lines();
+            let lost = lines
+                .iter()
+                .find(|line| line.contains("lost acknowledged records"));
+            assert_eq!(lost, None);
+        }
         eprintln!(
             "{} acknowledged, 0 lost, {} repeats",
             acknowledged.len(),

@@ -447,7 +447,10 @@ fn await_released(shop: &Kubectl) {
     eventually(PATIENCE, || {
         let source = shop.run(["get", "source/objects", "--show-managed-fields", "-o", "json"]);
         let source: Value = serde_json::from_str(&source).map_err(|error| error.to_string())?;
-        let managed = source["metadata"]["managedFields"].as_array().into_iter().flatten();
+        let managed = source["metadata"]["managedFields"]
+            .as_array()
+            .into_iter()
+            .flatten();
         let mut own = managed.filter(|fields| fields["manager"] == "weir-sources");
         match own.find(|fields| !fields["fieldsV1"]["f:status"]["f:conditions"].is_null()) {
             Some(fields) => Err(fields.to_string()),

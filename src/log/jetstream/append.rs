@@ -60,7 +60,7 @@ impl JetStream {
             self.fence_owners(log).await?;
             log.accept_shortened();
             return Err(LogError::Unavailable(format!(
-                "the stream {} has lost acknowledged records at its end; retry once the Triggers' positions are corrected",
+                "the stream {} has lost records at its end; retry once the Triggers' positions are corrected",
                 log.location.stream
             )));
         }

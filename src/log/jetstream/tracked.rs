@@ -30,6 +30,9 @@ pub(super) struct Tracked {
 #[derive(Default)]
 struct Sight {
     bounds: LogBounds,
+    /// End of the records that are known to be acknowledged, to this router or to another one. A server can return records
+    /// before it acknowledges them.
+    acknowledged: Offset,
     bytes: u64,
     /// Whether the stream has lost records at its end, so that positions of Triggers may be beyond it.
     is_shortened: bool,
@@ -62,6 +65,11 @@ impl Tracked {
     /// Returns the bytes that the server stores for the retained records.
     pub(super) fn bytes(&self) -> u64 {
         self.sight().bytes
+    }
+
+    /// Returns the end of the records that are known to be acknowledged.
+    pub(super) fn acknowledged(&self) -> Offset {
+        self.sight().acknowledged
     }
 
     pub(super) fn follow(&self) -> watch::Receiver<Offset> {
@@ -129,6 +137,7 @@ impl Tracked {
             );
             sight.is_shortened |= bounds.next < sight.bounds.next;
             sight.bounds = bounds;
+            sight.acknowledged = sight.acknowledged.min(bounds.next);
             self.recent.forget();
         }
         sight.created = Some(info.created.clone());
@@ -142,30 +151,48 @@ impl Tracked {
     /// Updates the state after an append that ends at `next`.
     pub(super) fn appended(&self, next: Offset, bytes: u64) {
         let mut sight = self.sight();
-        sight.bounds.next = sight.bounds.next.max(next);
         sight.bytes += bytes;
+        drop(sight);
+        self.acknowledged_to(next);
+    }
+
+    /// Updates the end: records below this offset are acknowledged.
+    pub(super) fn acknowledged_to(&self, next: Offset) {
+        let mut sight = self.sight();
+        sight.acknowledged = sight.acknowledged.max(next);
+        sight.bounds.next = sight.bounds.next.max(next);
         self.publish(sight);
     }
 
-    /// Notes that the stream ended at `before`, and that it has lost its records from `first` on. Its end is now `next`. The
-    /// end moves backwards only if the servers have lost acknowledged records. `is_shortened`: positions of Triggers may be
-    /// beyond it, and nobody corrects them yet.
+    /// Notes that the stream ended at `before`, and that it has lost its records from `first` on. Its end is now `next`.
+    /// `is_shortened`: positions of Triggers may be beyond it, and nobody corrects them yet.
     pub(super) fn lost_end(&self, before: Offset, first: Offset, next: Offset, is_shortened: bool) {
-        tracing::error!(
-            stream = self.location.stream,
-            from = first.0,
-            to = before.0,
-            "the stream has lost acknowledged records at its end"
-        );
         self.recent.forget();
         let mut sight = self.sight();
+        let (stream, from, acknowledged) = (&self.location.stream, first.0, sight.acknowledged.0);
+        if from < acknowledged {
+            tracing::error!(
+                stream,
+                from,
+                to = acknowledged,
+                "the stream has lost acknowledged records at its end"
+            );
+        } else {
+            tracing::warn!(
+                stream,
+                from,
+                to = before.0,
+                "the stream has lost records at its end; none of them is known to be acknowledged, so their producers send them again"
+            );
+        }
+        sight.acknowledged = sight.acknowledged.min(next);
         sight.is_shortened |= is_shortened;
         sight.bounds.next = next;
         sight.bounds.first = sight.bounds.first.min(next);
         self.publish(sight);
     }
 
-    /// Updates the end: another router has announced records below this offset, or a replica has returned them.
+    /// Updates the end: a replica has returned records below this offset.
     pub(super) fn ends_at_least_at(&self, next: Offset) {
         let mut sight = self.sight();
         sight.bounds.next = sight.bounds.next.max(next);

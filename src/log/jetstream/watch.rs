@@ -52,7 +52,7 @@ async fn announce(streams: Arc<JetStream>) {
         for name in streams.take_grown() {
             let log = streams.log(&name);
             let subject = names::end(&log.location.stream);
-            let end = log.bounds().next.to_string();
+            let end = log.acknowledged().0.to_string();
             let announced = streams
                 .session
                 .publish(&subject, HeaderMap::new(), end.into(), POLL_EVERY);
@@ -89,6 +89,6 @@ fn receive(streams: &JetStream, message: &async_nats::Message) {
         .ok()
         .and_then(|end| end.parse().ok());
     if let (Some(name), Some(end)) = (name, end) {
-        streams.log(&name).ends_at_least_at(Offset(end));
+        streams.log(&name).acknowledged_to(Offset(end));
     }
 }
