@@ -384,6 +384,7 @@ mod tests {
             uid: uid.into(),
             held_by: Some("t".into()),
             of_broker: true,
+            too_many_brokers: false,
         };
         let usage = |uid: &str| BrokerUsage {
             uid: uid.into(),

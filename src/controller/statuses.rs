@@ -238,8 +238,16 @@ fn quota_used_up(router: &str, over: &OverQuota, diagnosis: &BrokerDiagnosis) ->
         uid: _,
         held_by,
         of_broker,
+        too_many_brokers,
     } = over;
     let (namespace, broker) = (&diagnosis.subject.namespace, &diagnosis.broker);
+    if *too_many_brokers {
+        let message = format!(
+            "router {router} rejects events with 507, because namespace {namespace} has too many brokers in the event log; \
+             post to fewer brokers, delete those that are not needed, and redrive or drop the dead letters that they have"
+        );
+        return Finding::bad("TooManyBrokers", message);
+    }
     let what = match held_by {
         Some(trigger) => format!(
             "Trigger {namespace}/{trigger} holds most of it: fix its Sink, or delete the Trigger if its events are not needed"
@@ -523,6 +531,11 @@ mod tests {
             uid: "u".into(),
             held_by: held_by.map(str::to_owned),
             of_broker,
+            too_many_brokers: false,
+        };
+        let too_many = OverQuota {
+            too_many_brokers: true,
+            ..over(None, false)
         };
         let (by_trigger, by_letters, of_broker) = (
             over(Some("billing"), false),
@@ -549,6 +562,11 @@ mod tests {
                 used_up(&of_broker),
                 "False",
                 "broker shop/orders has used up its quota.bytes; Trigger shop/billing holds most",
+            ),
+            (
+                used_up(&too_many),
+                "False",
+                "namespace shop has too many brokers in the event log; post to fewer",
             ),
         ] {
             let made = made(quota, None);

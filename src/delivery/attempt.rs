@@ -250,7 +250,7 @@ impl AttemptPerformer {
                     Err(
                         LogError::Full(detail)
                         | LogError::Quota(detail)
-                        | LogError::BrokersQuota(detail)
+                        | LogError::TooManyBrokers(detail)
                         | LogError::Limit(detail)
                         | LogError::TooLarge(detail),
                     ) => {
@@ -328,7 +328,7 @@ impl AttemptPerformer {
                 Err(
                     LogError::Full(detail)
                     | LogError::Quota(detail)
-                    | LogError::BrokersQuota(detail)
+                    | LogError::TooManyBrokers(detail)
                     | LogError::Limit(detail)
                     | LogError::TooLarge(detail),
                 ) => StoreOutcome::NoRoom(detail),

@@ -15,7 +15,7 @@ pub enum LogError {
     Quota(String),
     /// There is no room for another broker of this namespace until one of its brokers is gone.
     #[error("no room for another broker: {0}")]
-    BrokersQuota(String),
+    TooManyBrokers(String),
     /// There is no room for new events of this broker until some of its events are settled.
     #[error("no room for the broker: {0}")]
     BrokerQuota(String),

@@ -18,6 +18,14 @@ pub(super) enum ExceededLimit {
 impl ExceededLimit {
     pub(super) const ALL: [Self; 5] = [Self::Share, Self::Brokers, Self::Bytes, Self::Rate, Self::Size];
 
+    /// Whether it limits what the log holds, so that a Broker's status tells of it.
+    pub(super) fn is_of_the_log(self) -> bool {
+        match self {
+            Self::Share | Self::Brokers | Self::Bytes => true,
+            Self::Rate | Self::Size => false,
+        }
+    }
+
     /// Label for metrics.
     pub(super) fn label(self) -> &'static str {
         match self {

@@ -20,7 +20,6 @@ use jiff::Timestamp;
 use super::{
     audit::AuditLog,
     body::{self, Bodies, Sender},
-    exceeded::ExceededLimit,
     metrics::IngressMetrics,
     over_quota::RejectedLately,
     problem::Problem,
@@ -309,7 +308,7 @@ impl Ingress {
     pub(super) fn note_over_quota(&self, broker: &str, problem: &Problem, exists: impl Fn() -> bool) {
         let Some(limit) = problem.exceeded() else { return };
         self.metrics.over_quota(broker, limit, exists);
-        if matches!(limit, ExceededLimit::Share | ExceededLimit::Bytes) {
+        if limit.is_of_the_log() {
             self.over_quota.note(broker, limit, Instant::now());
         }
     }
@@ -386,7 +385,7 @@ fn is_for_want_of_room(error: &LogError) -> bool {
         error,
         LogError::Full(_)
             | LogError::Quota(_)
-            | LogError::BrokersQuota(_)
+            | LogError::TooManyBrokers(_)
             | LogError::BrokerQuota(_)
             | LogError::Limit(_)
     )

@@ -171,7 +171,7 @@ impl From<LogError> for Problem {
                 format!("{detail}; the event was not stored, send it again later"),
             )
             .try_again(),
-            LogError::BrokersQuota(detail) => Self::over_quota(
+            LogError::TooManyBrokers(detail) => Self::over_quota(
                 StatusCode::INSUFFICIENT_STORAGE,
                 ExceededLimit::Brokers,
                 "The namespace has too many brokers in the event log",

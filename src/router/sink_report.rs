@@ -202,14 +202,16 @@ fn over_quota(shards: &Shards, table: &RoutingTable, rejected: &RejectedLately) 
     let over = brokers.iter().filter_map(|(broker, limit)| {
         let policy = table.policies().get(&**broker)?;
         let of_broker = *limit == ExceededLimit::Bytes;
+        let too_many_brokers = *limit == ExceededLimit::Brokers;
         let holds_most = shards.holds_most(|trigger| match of_broker {
             true => trigger.broker().as_str() == &**broker,
-            false => trigger.namespace == policy.namespace,
+            false => trigger.namespace == policy.namespace && !too_many_brokers,
         });
         Some(OverQuota {
             uid: policy.uid.clone(),
             held_by: holds_most.map(|trigger| trigger.name),
             of_broker,
+            too_many_brokers,
         })
     });
     over.collect()
@@ -345,6 +347,7 @@ mod tests {
                     uid: "b".into(),
                     held_by: None,
                     of_broker: false,
+                    too_many_brokers: false,
                 }],
                 ..known.clone()
             },

@@ -250,6 +250,9 @@ pub struct OverQuota {
     /// Whether it is the broker's own quota, and not the namespace's share.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub of_broker: bool,
+    /// Whether the namespace has too many brokers in the log, and not too many bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub too_many_brokers: bool,
 }
 
 /// Unsettled events of a broker in a router's log.

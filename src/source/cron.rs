@@ -87,7 +87,7 @@ fn ends_source(error: &LogError) -> bool {
         LogError::Failed(_) | LogError::Fenced(_) | LogError::Damaged { .. } | LogError::Open { .. } => true,
         LogError::Full(_)
         | LogError::Quota(_)
-        | LogError::BrokersQuota(_)
+        | LogError::TooManyBrokers(_)
         | LogError::BrokerQuota(_)
         | LogError::Limit(_)
         | LogError::TooLarge(_)

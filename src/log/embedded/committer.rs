@@ -456,7 +456,7 @@ impl Committer {
         let (log, places) = self.shared.brokers.place_of(name);
         let broker = log.broker();
         self.places.check(&log, places).map_err(|shortfall| match shortfall {
-            Shortfall::Share { held, limit } => LogError::BrokersQuota(format!(
+            Shortfall::Share { held, limit } => LogError::TooManyBrokers(format!(
                 "namespace {} has {} brokers in the event log, its share is {} at present, and broker {broker} would be \
                  one too many; a broker leaves once no Trigger, Source or Broker names it and its events and dead letters \
                  are no longer retained: post to fewer brokers, and delete those that are not needed",

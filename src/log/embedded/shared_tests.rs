@@ -613,7 +613,7 @@ async fn a_namespace_with_too_many_brokers_is_rejected_and_others_are_not() {
         append(&log, &format!("greedy/b{number}")).await.unwrap();
     }
     let refused = append(&log, "greedy/b8").await.unwrap_err();
-    let LogError::BrokersQuota(detail) = &refused else {
+    let LogError::TooManyBrokers(detail) = &refused else {
         panic!("{refused}");
     };
     for part in [
