@@ -54,15 +54,19 @@ async fn append(
     window: IdWindow,
 ) -> Result<Appended, LogError> {
     let name = LogName::from_key(broker);
-    let append = Append {
+    let append = append_of(keys, millis, window);
+    crate::log::LogProvider::open(log, &name).append(append).await
+}
+
+fn append_of(keys: &[u16], millis: i64, window: IdWindow) -> Append {
+    Append {
         payloads: keys.iter().map(|key| format!("{key}").into()).collect(),
         accepted: at(millis),
         unique: Some(Unique {
             identities: keys.iter().map(|key| identity(*key)).collect(),
             window,
         }),
-    };
-    crate::log::LogProvider::open(log, &name).append(append).await
+    }
 }
 
 /// Forgets what is outside of the windows of these brokers. The others are gone.
@@ -237,6 +241,10 @@ async fn a_full_log_recognizes_repeats() {
         2
     );
     assert!(append(&log, "n/a", &[0, key], 0, WINDOW).await.is_err());
+    let appending = append_of(&[0, key, key - 1], 0, WINDOW);
+    let to_store = crate::log::LogProvider::open(&log, &LogName::from_key("n/a"));
+    let to_store = to_store.bytes_to_store(&appending).await.unwrap();
+    assert_eq!(to_store, key.to_string().len() as u64);
     let held = log.shares()[0].held;
     let events: u64 = (0..key).map(|key| key.to_string().len() as u64).sum();
     assert_eq!(held, events + u64::from(key) * 24, "the ids count");
