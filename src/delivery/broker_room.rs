@@ -8,7 +8,7 @@ use super::{
     trimmer::{PORTION, ROOM_TIMEOUT, Trimmer},
 };
 use crate::{
-    intake::HeldRoom,
+    intake::{HeldRoom, RoomBy},
     log::{BrokerName, Capacity, LogError, LogName, Offset},
     routing::WhenFull,
 };
@@ -58,8 +58,8 @@ impl RoomRequest<'_> {
 }
 
 impl Trimmer {
-    /// Holds room for new events within the broker's quota, if it has one. Makes room if the broker drops its oldest
-    /// events.
+    /// Holds room for new events within the broker's quota, if it has one. With [`RoomBy::Dropping`], makes room if the
+    /// broker drops its oldest events.
     ///
     /// # Errors
     /// [`LogError::BrokerQuota`] if there is none; otherwise as [`Capacity::bytes_below`].
@@ -67,6 +67,7 @@ impl Trimmer {
         &self,
         broker: &BrokerName,
         bytes: u64,
+        by: RoomBy,
     ) -> Result<Option<HeldRoom>, LogError> {
         let (Some(quota), Some(capacity)) = (self.quota_of(broker), self.logs.capacity()) else {
             return Ok(None);
@@ -82,7 +83,8 @@ impl Trimmer {
         if let Some(held) = request.hold() {
             return Ok(Some(held));
         }
-        let drops = self.when_full_of(broker) == WhenFull::DropOldest && bytes <= quota;
+        let may_drop = by == RoomBy::Dropping && self.when_full_of(broker) == WhenFull::DropOldest;
+        let drops = may_drop && bytes <= quota;
         if !drops && request.fill.is_surely_full() {
             return Err(request.rejection());
         }

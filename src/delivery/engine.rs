@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     destination::Client,
-    intake::{Deduplication, HeldRoom, Intake, MakeRoom, Shortage},
+    intake::{Deduplication, HeldRoom, Intake, MakeRoom, RoomBy, Shortage},
     log::{BrokerName, CheckpointKey, Checkpoints, LogError, LogProvider, Ownership},
     routing::RoutingTable,
     supervision::Supervisor,
@@ -369,8 +369,9 @@ impl MakeRoom for Engine {
         &'a self,
         broker: &'a BrokerName,
         bytes: u64,
+        by: RoomBy,
     ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
-        self.trimmer.hold_room(broker, bytes)
+        self.trimmer.hold_room(broker, bytes, by)
     }
 
     fn make_room<'a>(

@@ -28,7 +28,7 @@ use super::{
     wall_clock::{self, WallClock},
 };
 use crate::{
-    intake::{Deduplication, HeldRoom, MakeRoom, Shortage},
+    intake::{Deduplication, HeldRoom, MakeRoom, RoomBy, Shortage},
     log::{
         BrokerName, Capacity, KeepIds, Log, LogBounds, LogError, LogName, LogProvider, NamespaceShare, Offset,
     },
@@ -602,8 +602,9 @@ impl MakeRoom for Trimmer {
         &'a self,
         broker: &'a BrokerName,
         bytes: u64,
+        by: RoomBy,
     ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
-        Box::pin(self.hold_within_quota(broker, bytes))
+        Box::pin(self.hold_within_quota(broker, bytes, by))
     }
 
     fn make_room<'a>(
@@ -984,16 +985,33 @@ mod tests {
         let (broker, other) = (BrokerName::from(BROKER), "shop/other".into());
         append(&*log, BROKER, 5).await.unwrap();
         // Events that are being stored count.
-        let held = trimmer.hold_room(&broker, 5 * 1024).await.unwrap();
+        let held = trimmer
+            .hold_room(&broker, 5 * 1024, RoomBy::Dropping)
+            .await
+            .unwrap();
         assert!(held.is_some());
-        let refused = trimmer.hold_room(&broker, 1).await.map(drop).unwrap_err();
+        let refused = trimmer
+            .hold_room(&broker, 1, RoomBy::Dropping)
+            .await
+            .map(drop)
+            .unwrap_err();
         assert!(matches!(refused, LogError::BrokerQuota(_)), "{refused}");
         drop(held);
         append(&*log, BROKER, 5).await.unwrap();
-        let refused = trimmer.hold_room(&broker, 1).await.map(drop).unwrap_err();
+        let refused = trimmer
+            .hold_room(&broker, 1, RoomBy::Dropping)
+            .await
+            .map(drop)
+            .unwrap_err();
         let expected = "unsettled events of broker shop/default take 10240 bytes";
         assert!(refused.to_string().contains(expected), "{refused}");
-        assert!(trimmer.hold_room(&other, 1 << 30).await.unwrap().is_none());
+        assert!(
+            trimmer
+                .hold_room(&other, 1 << 30, RoomBy::Dropping)
+                .await
+                .unwrap()
+                .is_none()
+        );
 
         // Settled events do not count, though they are retained.
         settled_up_to(&holder, 4);
@@ -1002,7 +1020,13 @@ mod tests {
             (unsettled.events, unsettled.bytes, unsettled.limit),
             (6, 6 * 1024, 10 * 1024)
         );
-        assert!(trimmer.hold_room(&broker, 4 * 1024).await.unwrap().is_some());
+        assert!(
+            trimmer
+                .hold_room(&broker, 4 * 1024, RoomBy::Dropping)
+                .await
+                .unwrap()
+                .is_some()
+        );
         assert_eq!(log.bounds(BROKER).first, Offset(0));
     }
 
@@ -1019,9 +1043,23 @@ mod tests {
             &[(BROKER, serde_json::json!({"quota": {"bytes": 10 * 1024}}))],
         );
         let broker = BrokerName::from(BROKER);
-        assert!(trimmer.hold_room(&broker, 2 * 1024).await.unwrap().is_some());
-        assert_eq!(trimmer.figures.dropped(), [(broker.clone(), 2)].into());
-        let too_large = trimmer.hold_room(&broker, 11 * 1024).await.map(drop);
+        assert!(
+            trimmer
+                .hold_room(&broker, 2 * 1024, RoomBy::Dropping)
+                .await
+                .unwrap()
+                .is_some()
+        );
+        let dropped = [(broker.clone(), 2)].into();
+        assert_eq!(trimmer.figures.dropped(), dropped);
+        append(&*log, BROKER, 2).await.unwrap();
+        let looked = trimmer.hold_room(&broker, 1024, RoomBy::Looking).await.map(drop);
+        assert!(matches!(looked, Err(LogError::BrokerQuota(_))), "{looked:?}");
+        assert_eq!(trimmer.figures.dropped(), dropped);
+        let too_large = trimmer
+            .hold_room(&broker, 11 * 1024, RoomBy::Dropping)
+            .await
+            .map(drop);
         assert!(
             matches!(too_large, Err(LogError::BrokerQuota(_))),
             "{too_large:?}"

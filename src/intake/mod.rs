@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 
 use self::deduplication::DistinctRecords;
-use crate::log::{Append, Appended, BrokerName, LogError, LogName, LogProvider, Offset};
+use crate::log::{Append, Appended, BrokerName, Log, LogError, LogName, LogProvider, Offset};
 
 /// Number of events of a batch after which encoding yields to other tasks.
 const EVENTS_AT_ONCE: usize = 256;
@@ -40,6 +40,15 @@ impl Shortage {
     }
 }
 
+/// What may be done for room within a broker's quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoomBy {
+    /// Only a look at what Triggers have settled.
+    Looking,
+    /// Dropping the oldest events as well, if the broker does.
+    Dropping,
+}
+
 /// Room for new events, held while they are stored.
 pub type HeldRoom = Box<dyn Send>;
 
@@ -54,8 +63,9 @@ pub trait MakeRoom: Send + Sync {
         &'a self,
         broker: &'a BrokerName,
         bytes: u64,
+        by: RoomBy,
     ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
-        let _without_quotas = (broker, bytes);
+        let _without_quotas = (broker, bytes, by);
         Box::pin(async { Ok(None) })
     }
 
@@ -113,14 +123,34 @@ impl Intake {
         records: &[Bytes],
         accepted: Timestamp,
     ) -> Result<Appended, LogError> {
-        let bytes = records.iter().map(|record| record.len() as u64).sum();
-        let _held = self.room.hold_room(broker, bytes).await?;
         let log = self.logs.open(&LogName::Events(broker.clone()));
         let append = |append| log.append(append);
         self.append(broker, records, accepted, async |appending| {
+            let _held = self.hold_room(broker, &*log, &appending).await?;
             self.with_room(broker, || append(appending.clone())).await
         })
         .await
+    }
+
+    /// Holds room for an append within the broker's quota. Repeats need none, and nothing is dropped for them.
+    async fn hold_room(
+        &self,
+        broker: &BrokerName,
+        log: &dyn Log,
+        append: &Append,
+    ) -> Result<Option<HeldRoom>, LogError> {
+        let bytes = append.payloads.iter().map(|payload| payload.len() as u64).sum();
+        if append.unique.is_none() {
+            return self.room.hold_room(broker, bytes, RoomBy::Dropping).await;
+        }
+        match self.room.hold_room(broker, bytes, RoomBy::Looking).await {
+            Err(LogError::BrokerQuota(_)) => {}
+            held => return held,
+        }
+        match log.bytes_to_store(append).await? {
+            0 => Ok(None),
+            new => self.room.hold_room(broker, new, RoomBy::Dropping).await,
+        }
     }
 
     /// Appends the records that are no repeats, if the broker has deduplication. Counts the others.
@@ -284,10 +314,22 @@ pub async fn records<T, R: Into<Option<Bytes>>, E>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+    use std::{
+        sync::{
+            Mutex,
+            atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        },
+        time::Duration,
+    };
 
     use super::*;
-    use crate::log::memory::{MemoryLogs, Operation};
+    use crate::{
+        cloudevents::EventBuilder,
+        log::{
+            IdWindow,
+            memory::{MemoryLogs, Operation},
+        },
+    };
 
     /// Counts calls, and has some room or none.
     #[derive(Default)]
@@ -330,6 +372,67 @@ mod tests {
             let log = logs.open(&LogName::Events(broker.clone()));
             assert_eq!(log.cached_bounds().next, Offset(stored));
         }
+    }
+
+    /// A broker's quota that is used up. Notes the bytes for which its oldest events would be dropped.
+    #[derive(Default)]
+    struct UsedUpQuota {
+        dropping: Mutex<Vec<u64>>,
+    }
+
+    impl MakeRoom for UsedUpQuota {
+        fn hold_room<'a>(
+            &'a self,
+            _: &'a BrokerName,
+            bytes: u64,
+            by: RoomBy,
+        ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
+            if by == RoomBy::Dropping {
+                self.dropping.lock().unwrap().push(bytes);
+            }
+            Box::pin(async { Err(LogError::BrokerQuota("used up".to_owned())) })
+        }
+
+        fn make_room<'a>(&'a self, _: &'a BrokerName, _: Shortage) -> BoxFuture<'a, Result<bool, LogError>> {
+            Box::pin(async { Ok(false) })
+        }
+    }
+
+    #[tokio::test]
+    async fn repeats_need_no_room_within_the_quota() {
+        let (broker, logs) = (BrokerName::from("shop/orders"), MemoryLogs::default());
+        let (deduplication, quota) = (Arc::<Deduplication>::default(), Arc::<UsedUpQuota>::default());
+        deduplication.set(IdWindows {
+            others: Some(IdWindow {
+                age: Duration::from_secs(60),
+                events: 10,
+            }),
+            ..IdWindows::default()
+        });
+        let record = |id: &str| {
+            let event = EventBuilder::new()
+                .attribute("id", id)
+                .attribute("source", "/s")
+                .attribute("type", "t");
+            event.build().unwrap().to_record()
+        };
+        let accept = async |room: Arc<dyn MakeRoom>, ids: &[&str]| {
+            let records: Vec<_> = ids.iter().map(|id| record(id)).collect();
+            let intake = Intake::new(Arc::new(logs.clone()), room, deduplication.clone());
+            let accepted = intake.accept(&broker, &records, Timestamp::UNIX_EPOCH).await;
+            accepted.map(|appended| appended.repeats)
+        };
+        let (roomy, _, _) = full(true);
+        assert_eq!(accept(roomy.room, &["1", "2"]).await.unwrap(), 0);
+        assert_eq!(accept(quota.clone(), &["2", "1", "2"]).await.unwrap(), 3);
+        assert_eq!(
+            *quota.dropping.lock().unwrap(),
+            [0; 0],
+            "nothing is dropped for repeats"
+        );
+        let refused = accept(quota.clone(), &["1", "3"]).await;
+        assert!(matches!(refused, Err(LogError::BrokerQuota(_))), "{refused:?}");
+        assert_eq!(*quota.dropping.lock().unwrap(), [record("3").len() as u64]);
     }
 
     #[tokio::test]

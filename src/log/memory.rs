@@ -282,6 +282,23 @@ impl Log for MemoryLog {
         })
     }
 
+    fn bytes_to_store<'a>(&'a self, append: &'a Append) -> BoxFuture<'a, Result<u64, LogError>> {
+        Box::pin(async move {
+            let state = self.shared.state();
+            let records = state.logs.get(&self.name);
+            let is_new = |index: usize| {
+                let identity = append.unique.as_ref().map(|unique| unique.identities[index].key);
+                let known = identity
+                    .zip(records)
+                    .map(|(key, records)| records.ids.contains_key(&key));
+                known != Some(true)
+            };
+            let payloads = append.payloads.iter().enumerate();
+            let new = payloads.filter(|(index, _)| is_new(*index));
+            Ok(new.map(|(_, payload)| payload.len() as u64).sum())
+        })
+    }
+
     fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>> {
         Box::pin(async move {
             self.with(Operation::Read, |records| {

@@ -191,6 +191,15 @@ pub trait Log: Send + Sync + 'static {
     /// has to exit.
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, LogError>>;
 
+    /// Bytes of the payloads that an append would store at present: those that are no repeats. Nothing is stored.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] if the storage failed.
+    fn bytes_to_store<'a>(&'a self, append: &'a Append) -> BoxFuture<'a, Result<u64, LogError>> {
+        let bytes = append.payloads.iter().map(|payload| payload.len() as u64).sum();
+        Box::pin(async move { Ok(bytes) })
+    }
+
     /// Appends one record for the owner of the log's shard. Of calls with the same `id`, by this and earlier owners, a log
     /// that routers share stores only the first, if the others follow within [`REMEMBERED`]; all return its offset.
     ///

@@ -177,6 +177,10 @@ impl Log for PartitionLog {
         self.log.append(append)
     }
 
+    fn bytes_to_store<'a>(&'a self, append: &'a Append) -> BoxFuture<'a, Result<u64, LogError>> {
+        self.log.bytes_to_store(append)
+    }
+
     fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Appended, LogError>> {
         self.log.append_once(id, append)
     }

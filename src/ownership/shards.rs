@@ -17,7 +17,7 @@ use super::{applied, logs::ShardLogs, past::PastCounts};
 use crate::{
     delivery::{DeliveryOptions, Engine, EngineError},
     destination::Client,
-    intake::{Deduplication, HeldRoom, IdWindows, Intake, MakeRoom, Shortage},
+    intake::{Deduplication, HeldRoom, IdWindows, Intake, MakeRoom, RoomBy, Shortage},
     log::{
         BrokerName, CheckpointKey, IdWindow, LogError, LogProvider, Ownership, Partition, Shard,
         jetstream::{JetStreamLog, Membership, SHARDS, Seen},
@@ -640,10 +640,11 @@ impl MakeRoom for Owned {
         &'a self,
         broker: &'a BrokerName,
         bytes: u64,
+        by: RoomBy,
     ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
         Box::pin(async move {
             match self.0.load_full().values().next() {
-                Some(owned) => owned.engine.hold_room(broker, bytes).await,
+                Some(owned) => owned.engine.hold_room(broker, bytes, by).await,
                 None => Ok(None),
             }
         })

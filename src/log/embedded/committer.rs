@@ -276,6 +276,14 @@ impl Committer {
                     }
                 }
             }
+            Request::FindIds {
+                broker,
+                identities,
+                reply,
+            } => {
+                let is_known = |id: &EventIdentity| self.ids.find(&broker.name, &id.key).is_some();
+                let _ = reply.send(Ok(identities.iter().map(is_known).collect()));
+            }
             Request::Saves => self.shared.saves.heard(),
             Request::Trim {
                 broker,

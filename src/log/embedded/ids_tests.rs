@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -11,7 +12,8 @@ use proptest::prelude::*;
 
 use super::{
     EmbeddedLog, EmbeddedOptions, check, layout, salvage,
-    tests::{flush, rewrite},
+    salvage_tests::files,
+    tests::{flush, journal, rewrite},
 };
 use crate::log::{
     Append, Appended, BrokerName, Capacity as _, EventIdentity, IdWindow, KeepIds, LogError, LogName,
@@ -52,15 +54,19 @@ async fn append(
     window: IdWindow,
 ) -> Result<Appended, LogError> {
     let name = LogName::from_key(broker);
-    let append = Append {
+    let append = append_of(keys, millis, window);
+    crate::log::LogProvider::open(log, &name).append(append).await
+}
+
+fn append_of(keys: &[u16], millis: i64, window: IdWindow) -> Append {
+    Append {
         payloads: keys.iter().map(|key| format!("{key}").into()).collect(),
         accepted: at(millis),
         unique: Some(Unique {
             identities: keys.iter().map(|key| identity(*key)).collect(),
             window,
         }),
-    };
-    crate::log::LogProvider::open(log, &name).append(append).await
+    }
 }
 
 /// Forgets what is outside of the windows of these brokers. The others are gone.
@@ -235,6 +241,10 @@ async fn a_full_log_recognizes_repeats() {
         2
     );
     assert!(append(&log, "n/a", &[0, key], 0, WINDOW).await.is_err());
+    let appending = append_of(&[0, key, key - 1], 0, WINDOW);
+    let to_store = crate::log::LogProvider::open(&log, &LogName::from_key("n/a"));
+    let to_store = to_store.bytes_to_store(&appending).await.unwrap();
+    assert_eq!(to_store, key.to_string().len() as u64);
     let held = log.shares()[0].held;
     let events: u64 = (0..key).map(|key| key.to_string().len() as u64).sum();
     assert_eq!(held, events + u64::from(key) * 24, "the ids count");
@@ -247,14 +257,84 @@ async fn ids_survive_a_salvage() {
     let log = open(&damaged, 800, 1000);
     append(&log, "n/a", &[1, 2], 0, WINDOW).await.unwrap();
     append(&log, "n/a", &[3], 0, WINDOW).await.unwrap();
+    // Ids outlive the events.
+    append(&log, "n/b", &[4], 0, WINDOW).await.unwrap();
+    log.trim("n/b", Offset(1)).await.unwrap();
+    assert_eq!(log.give_back(&log.empty_logs()).await.unwrap(), 1);
     drop(log);
     let report = salvage(&damaged, &whole).unwrap();
     assert!(report.is_whole(), "{report}");
     let log = open(&whole, 800, 1000);
-    assert_eq!(
-        append(&log, "n/a", &[1, 2, 3], 1, WINDOW).await.unwrap().repeats,
-        3
+    for (broker, keys) in [("n/a", &[1, 2, 3][..]), ("n/b", &[4])] {
+        let appended = append(&log, broker, keys, 1, WINDOW).await.unwrap();
+        assert_eq!(appended.repeats, keys.len(), "{broker}");
+    }
+}
+
+/// Damages an event in its table, in which it is alone, and removes the journal. Its id is in another table.
+fn lose(directory: &Path, event: u16) {
+    let journal = journal(directory);
+    fs::File::options()
+        .write(true)
+        .open(journal)
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    let payload = event.to_string().into_bytes();
+    let place_in = |bytes: &[u8]| bytes.windows(payload.len()).position(|window| window == payload);
+    let mut files = files(&directory.join("store/keyspaces")).into_iter();
+    let found = files.find_map(|(path, bytes)| place_in(&bytes).map(|place| (path, bytes, place)));
+    let (path, mut bytes, place) = found.unwrap();
+    bytes[place] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Salvages a log that has lost this event. Returns the brokers that remember ids afterwards.
+async fn remembering_after_the_loss_of(event: u16) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let (damaged, salvaged) = (
+        directory.path().join("damaged"),
+        directory.path().join("salvaged"),
     );
+    let log = open(&damaged, 800, 1000);
+    for (broker, events) in [("n/a", &[12345, 23456, 34567][..]), ("n/b", &[45678, 56789])] {
+        for event in events {
+            append(&log, broker, &[*event], 0, WINDOW).await.unwrap();
+            flush(&log);
+        }
+    }
+    log.close().await.unwrap();
+    lose(&damaged, event);
+    let report = salvage(&damaged, &salvaged).unwrap();
+    assert_eq!(report.lost_records(), 1, "{report}");
+    assert_eq!(report.to_string(), check(&damaged).unwrap().to_string());
+    let checked = check(&salvaged).unwrap();
+    assert!(checked.is_whole(), "{checked}");
+    let log = open(&salvaged, 800, 1000);
+    let remembering: Vec<_> = remembered(&log).into_keys().collect();
+    for broker in ["n/a", "n/b"] {
+        let is_told = report.to_string().contains(&format!("{broker}: FORGETS"));
+        assert_eq!(is_told, !remembering.contains(&broker.to_owned()), "{report}");
+    }
+    let broker = if event < 45678 { "n/a" } else { "n/b" };
+    let again = append(&log, broker, &[event], 1, WINDOW).await.unwrap();
+    assert_eq!(again.repeats, 0, "the lost event is stored when it is sent again");
+    let again = append(&log, broker, &[event], 2, WINDOW).await.unwrap();
+    assert_eq!(again.repeats, 1);
+    remembering
+}
+
+#[tokio::test]
+async fn a_salvage_forgets_the_ids_of_brokers_that_lost_events() {
+    assert_eq!(remembering_after_the_loss_of(23456).await, ["n/b"]);
+}
+
+/// Nobody can tell whose event is missing behind the last ones.
+#[tokio::test]
+async fn a_salvage_forgets_all_ids_if_events_are_missing_at_an_end() {
+    for event in [34567, 56789] {
+        assert_eq!(remembering_after_the_loss_of(event).await, [""; 0]);
+    }
 }
 
 #[tokio::test]

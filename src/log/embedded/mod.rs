@@ -418,6 +418,10 @@ impl Log for OneLog {
         Box::pin(self.open.append_for(Purpose::NewEvents, broker, append))
     }
 
+    fn bytes_to_store<'a>(&'a self, append: &'a Append) -> BoxFuture<'a, Result<u64, LogError>> {
+        Box::pin(self.open.bytes_to_store(self.broker.clone(), append))
+    }
+
     fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>> {
         Box::pin(self.open.read_records(&self.broker, from, limit))
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::log::{
     Append, Appended, BrokerName, CheckpointChange, KeepIds, LogBounds, LogError, LogRecord, Offset,
-    ReadLimit, record,
+    ReadLimit, Unique, record,
 };
 
 /// Unit in which the queue's bytes are counted.
@@ -118,6 +118,26 @@ impl Open {
             permit,
         })
         .await
+    }
+
+    /// Bytes of an append's payloads whose ids the broker does not remember.
+    pub(super) async fn bytes_to_store(
+        &self,
+        broker: Arc<OpenLog>,
+        append: &Append,
+    ) -> Result<u64, LogError> {
+        let lengths = append.payloads.iter().map(|payload| payload.len() as u64);
+        let Some(Unique { identities, .. }) = &append.unique else {
+            return Ok(lengths.sum());
+        };
+        let identities = identities.clone();
+        let known = self.request(|reply| Request::FindIds {
+            broker,
+            identities,
+            reply,
+        });
+        let new = lengths.zip(known.await?).filter(|(_, is_known)| !is_known);
+        Ok(new.map(|(length, _)| length).sum())
     }
 
     pub(super) async fn forget_ids(

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::broker::OpenLog;
-use crate::log::{Appended, KeepIds, LogError, Offset, Unique};
+use crate::log::{Appended, EventIdentity, KeepIds, LogError, Offset, Unique};
 
 /// Channel for the answer to a request.
 pub(super) type ReplySender<T> = oneshot::Sender<Result<T, LogError>>;
@@ -22,6 +22,13 @@ pub(super) enum Request {
         reply: ReplySender<Appended>,
         /// Bounds the waiting bytes; released when the request is done.
         permit: OwnedSemaphorePermit,
+    },
+    /// Asks which of these ids a broker remembers.
+    FindIds {
+        broker: Arc<OpenLog>,
+        identities: Vec<EventIdentity>,
+        /// Answered with one value for each id, in order.
+        reply: ReplySender<Vec<bool>>,
     },
     /// Cursors are waiting to be saved.
     Saves,

@@ -3,6 +3,9 @@
 //! Records keep their offsets, so that cursors stay valid. Empty records replace the lost ones: a reader reports
 //! each as a record that is not an event. Records lost before the first one of a broker count as trimmed, and
 //! those lost after the last one are not replaced: a Trigger beyond the end is clamped to it, and reports that.
+//!
+//! A remembered id does not tell the offset of its event. So the ids of a broker that may have lost events are left out:
+//! an event that is sent again is rather stored twice than not at all.
 
 use std::{fs, path::Path};
 
@@ -18,7 +21,7 @@ use super::{
     },
     raw,
     store::{BrokerKeyspace, MIB, Store},
-    survey::{RecordLocation, Report, Survey, SurveyedBroker},
+    survey::{BrokerReport, RecordLocation, Report, Survey, SurveyedBroker},
 };
 use crate::log::LogError;
 
@@ -77,7 +80,12 @@ fn write(survey: &Survey, store: &Store) -> Result<u64, String> {
         true => FIRST_FORMAT,
         false => SHARED_FORMAT,
     };
-    for ((id, found), report) in ids.zip(&survey.brokers).zip(&survey.report.brokers) {
+    let is_kept = |(_, log): &(_, &BrokerReport)| {
+        let broker = layout::broker_of_ids(&log.name);
+        !broker.is_some_and(|broker| survey.report.forgetting.iter().any(|name| name == broker))
+    };
+    let logs = survey.brokers.iter().zip(&survey.report.brokers).filter(is_kept);
+    for (id, (found, report)) in ids.zip(logs) {
         let events = store.keyspace(id).map_err(failed)?;
         let writer = Writer::new(store, BrokerKeyspace { id, events });
         let (registered, end) = writer.write(survey, found, id)?;

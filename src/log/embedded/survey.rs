@@ -39,6 +39,8 @@ pub struct Report {
     pub cursors: usize,
     /// Number of records missing beyond the last ones found.
     pub missing_at_the_ends: u64,
+    /// Brokers whose remembered ids a salvage leaves out, because events of theirs may be lost.
+    pub forgetting: BTreeSet<String>,
     /// Damage by file, whether or not it lost anything.
     pub damage: Vec<String>,
 }
@@ -83,6 +85,7 @@ impl fmt::Display for Report {
             brokers,
             cursors,
             missing_at_the_ends,
+            forgetting,
             damage,
         } = self;
         for broker in brokers {
@@ -106,6 +109,13 @@ impl fmt::Display for Report {
             writeln!(
                 f,
                 "LOST {missing_at_the_ends} records behind the last ones of some brokers: they were acknowledged"
+            )?;
+        }
+        for broker in forgetting {
+            writeln!(
+                f,
+                "{broker}: FORGETS the ids of its events when it is salvaged, since some of them may be lost; those that \
+                 are sent again are stored again"
             )?;
         }
         for damage in damage {
@@ -139,6 +149,8 @@ pub(super) struct Survey {
     pub(super) cursors: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(super) given_back: GivenBack,
     pub(super) journals: Vec<Journal>,
+    /// Whether the number of records missing at the ends is known.
+    knows_missing: bool,
     _lock: Option<fs::File>,
 }
 
@@ -192,6 +204,7 @@ impl Survey {
             cursors: BTreeMap::new(),
             given_back: GivenBack::default(),
             journals: Vec::new(),
+            knows_missing: false,
             _lock: lock,
         };
         survey.look(directory).map_err(|e| LogError::Open {
@@ -254,6 +267,7 @@ impl Survey {
             self.report.brokers.extend(reports[index].take());
         }
         self.count_missing(directory);
+        self.find_forgetting();
         Ok(())
     }
 
@@ -547,6 +561,7 @@ impl Survey {
         let found = ever.sum::<u64>() + self.given_back.records;
         match Acknowledged::look(directory) {
             Ok(Some(count)) => {
+                self.knows_missing = true;
                 self.report.missing_at_the_ends = count.saturating_sub(found);
                 if self.report.lost_records() == 0 {
                     // As a crash leaves it.
@@ -560,6 +575,29 @@ impl Survey {
                 directory.join(acknowledged::FILE_NAME).display()
             )),
         }
+    }
+
+    /// Finds the brokers that may have lost an event whose id is left: a producer that sends it again would be told that
+    /// it is stored.
+    fn find_forgetting(&mut self) {
+        let Report {
+            brokers: logs,
+            missing_at_the_ends,
+            ..
+        } = &self.report;
+        if self.report.is_whole() {
+            return;
+        }
+        let is_nameless = |log: &BrokerReport| log.name.starts_with(NAMELESS);
+        // A loss that cannot be attributed to a broker.
+        let may_be_any = !self.knows_missing || *missing_at_the_ends > 0 || logs.iter().any(is_nameless);
+        let has_all_events = |broker: &str| {
+            let found = logs.binary_search_by(|log| log.name.as_str().cmp(broker));
+            found.is_ok_and(|index| logs[index].lost.is_empty())
+        };
+        let brokers = logs.iter().filter_map(|log| layout::broker_of_ids(&log.name));
+        let forgetting = brokers.filter(|broker| may_be_any || !has_all_events(broker));
+        self.report.forgetting = forgetting.map(str::to_owned).collect();
     }
 
     /// Message about the end of the newest journal, if only that is damaged.
