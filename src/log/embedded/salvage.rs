@@ -5,7 +5,7 @@
 //! those lost after the last one are not replaced: a Trigger beyond the end is clamped to it, and reports that.
 //!
 //! A remembered id does not tell the offset of its event. So the ids of a broker that may have lost events are left out:
-//! an event that is sent again is rather stored twice than not at all.
+//! better an event that is stored twice than one that is lost.
 
 use std::{fs, path::Path};
 
