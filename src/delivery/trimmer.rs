@@ -192,8 +192,19 @@ impl Trimmer {
         if !self.deduplication.is_set() {
             return Ok(());
         }
+        let remembered = self.logs.remembered_ids().into_iter();
+        let mut brokers: Vec<_> = remembered.map(|(broker, _)| broker).collect();
+        while !brokers.is_empty() {
+            let kept = self.kept_ids(brokers).await;
+            brokers = self.logs.forget_ids(kept, now).await?;
+        }
+        Ok(())
+    }
+
+    /// The ids that brokers go on remembering at present.
+    async fn kept_ids(&self, brokers: Vec<BrokerName>) -> Vec<(BrokerName, KeepIds)> {
         let existing = self.existing.lock().await;
-        let kept = self.logs.remembered_ids().into_iter().map(|(broker, _)| {
+        let kept = brokers.into_iter().map(|broker| {
             let is_gone = !existing.has(broker.namespace(), broker.name());
             let kept = match self.deduplication.window_of(&broker) {
                 _ if is_gone => KeepIds::Nothing,
@@ -202,9 +213,7 @@ impl Trimmer {
             };
             (broker, kept)
         });
-        let kept = kept.collect();
-        drop(existing);
-        self.logs.forget_ids(kept, now).await
+        kept.collect()
     }
 
     /// Trims one log. An error there does not stop the others, unless it is fatal.

@@ -138,8 +138,9 @@ pub trait LogProvider: Send + Sync + 'static {
         false
     }
 
-    /// Forgets the ids of these brokers that are not kept: those beyond the size of the window, and with the time `now`
-    /// those beyond its age. Other brokers forget nothing.
+    /// Forgets ids of these brokers that are not kept: those beyond the size of the window, and with the time `now` those
+    /// beyond its age. Other brokers forget nothing. A call forgets some thousand ids, so that appends do not wait for it;
+    /// returns the brokers that have more to forget.
     ///
     /// # Errors
     /// [`LogError::Failed`] if the storage failed.
@@ -147,9 +148,9 @@ pub trait LogProvider: Send + Sync + 'static {
         &self,
         kept: Vec<(BrokerName, KeepIds)>,
         now: Option<Timestamp>,
-    ) -> BoxFuture<'_, Result<(), LogError>> {
+    ) -> BoxFuture<'_, Result<Vec<BrokerName>, LogError>> {
         let _ = (kept, now);
-        Box::pin(async { Ok(()) })
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     /// Makes everything written durable.

@@ -129,7 +129,7 @@ impl LogProvider for ShardLogs {
         &self,
         kept: Vec<(BrokerName, KeepIds)>,
         now: Option<Timestamp>,
-    ) -> BoxFuture<'_, Result<(), LogError>> {
+    ) -> BoxFuture<'_, Result<Vec<BrokerName>, LogError>> {
         self.logs.forget_ids(kept, now)
     }
 

@@ -48,6 +48,8 @@ pub(super) struct Staged {
 pub(super) enum Acknowledgement {
     Appended(ReplySender<Appended>, Appended, OwnedSemaphorePermit),
     Done(ReplySender<()>),
+    /// With the brokers that have more ids to forget.
+    Forgotten(ReplySender<Vec<Arc<str>>>, Vec<Arc<str>>),
     Saved(Vec<ReplySender<()>>),
 }
 
@@ -139,6 +141,9 @@ impl Acknowledgement {
             }
             Self::Done(reply) => {
                 let _ = reply.send(Ok(()));
+            }
+            Self::Forgotten(reply, unfinished) => {
+                let _ = reply.send(Ok(unfinished));
             }
             Self::Saved(replies) => {
                 for reply in replies {

@@ -32,7 +32,7 @@ use super::{
     commit::{self, Acknowledgement, Commit},
     compaction,
     fail_points::{self, Contents},
-    ids::{self, IdIndex, KnownId, NewIds, RemainingIds},
+    ids::{self, Forgotten, IdIndex, KnownId, NewIds, RemainingIds},
     keeper::CleanupQueue,
     layout::{self, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, SHARED_FORMAT, SHARED_KEYSPACES},
     lock::lock,
@@ -303,8 +303,8 @@ impl Committer {
                 now_millis,
                 reply,
             } => {
-                self.forget_ids(commit, &kept, now_millis);
-                commit.answers.push(Acknowledgement::Done(reply));
+                let unfinished = self.forget_ids(commit, &kept, now_millis);
+                commit.answers.push(Acknowledgement::Forgotten(reply, unfinished));
             }
             Request::Sync { reply } => {
                 commit.fsync = true;
@@ -396,29 +396,46 @@ impl Committer {
         Ok(())
     }
 
-    /// Forgets ids, and removes them from the store as far as the disk has room for the trims.
+    /// Forgets some ids, and removes them from the store as far as the disk has room for the trims. Returns the brokers
+    /// that have more to forget.
     fn forget_ids(
         &mut self,
         commit: &mut Commit,
         kept: &HashMap<Arc<str>, KeepIds>,
         now_millis: Option<i64>,
-    ) {
+    ) -> Vec<Arc<str>> {
+        let Forgotten {
+            looked_at,
+            remaining,
+            unfinished,
+        } = self.ids.forget(kept, now_millis);
+        let mut gone = Vec::new();
         for RemainingIds {
             log,
             first,
             bytes_before,
             is_gone,
-        } in self.ids.forget(kept, now_millis)
+        } in remaining
         {
             if let Err(error) = self.stage_trim(commit, &log, first, bytes_before) {
                 tracing::debug!(log = %log.name, %error, "forgotten ids stay in the log for now");
             }
             if is_gone {
-                // Nobody waits for it.
-                commit.given_back.push((vec![log], oneshot::channel().0));
+                gone.push(log);
             }
         }
-        self.shared.set_remembered(self.ids.remembered());
+        if !gone.is_empty() {
+            // Nobody waits for it.
+            commit.given_back.push((gone, oneshot::channel().0));
+        }
+        let mut remembered = lock(&self.shared.remembered);
+        for broker in looked_at {
+            match self.ids.remembered_by(&broker) {
+                Some(ids) => remembered.insert(broker, ids),
+                None => remembered.remove(&broker),
+            };
+        }
+        unfinished
     }
 
     fn room_for_append(

@@ -7,7 +7,8 @@
 //! already.
 //!
 //! Memory is bounded: beyond [`EmbeddedOptions::max_ids`](super::EmbeddedOptions::max_ids), the namespace that remembers
-//! most forgets its oldest.
+//! most forgets its oldest. The committer does all of this between commits, so nothing here moves or forgets more than
+//! some thousand ids at once: what is left is forgotten in the next rounds.
 
 use std::{
     cmp::Reverse,
@@ -20,6 +21,7 @@ use bytes::Bytes;
 
 use super::{
     broker::OpenLog,
+    id_map::{IdMap, KEY},
     layout,
     shares::namespace_of,
     store::{ReadError, Store},
@@ -28,9 +30,14 @@ use crate::log::{EventIdentity, IdWindow, KeepIds, LogRecord, Offset, ReadLimit,
 
 /// Bytes of an id in a record: its key and its digest.
 pub(super) const ID: usize = KEY + 8;
-const KEY: usize = 16;
 /// Part of a broker's ids that is forgotten at once, when there are too many of all brokers.
 const PORTION: usize = 16;
+/// Ids that are forgotten at once, and those of the record that exceeds it.
+const FORGOTTEN_AT_ONCE: usize = 4096;
+/// What looking at a broker costs, in forgotten ids.
+const LOOK: usize = 4;
+/// Part of a queue by which it grows.
+const GROWTH: usize = 8;
 /// Records read at once while loading.
 const LOADED_AT_ONCE: ReadLimit = ReadLimit {
     records: 4096,
@@ -58,6 +65,17 @@ pub(super) struct NewIds {
     pub(super) accepted_millis: i64,
 }
 
+/// Result of forgetting ids.
+#[derive(Default)]
+pub(super) struct Forgotten {
+    /// Brokers that were looked at.
+    pub(super) looked_at: Vec<Arc<str>>,
+    /// What is left of the brokers that have forgotten stored ids.
+    pub(super) remaining: Vec<RemainingIds>,
+    /// Brokers that have more to forget.
+    pub(super) unfinished: Vec<Arc<str>>,
+}
+
 /// What is left of the ids of a broker.
 pub(super) struct RemainingIds {
     pub(super) log: Arc<OpenLog>,
@@ -72,7 +90,7 @@ pub(super) struct RemainingIds {
 struct BrokerIds {
     log: Arc<OpenLog>,
     /// Digest, and the offset of the record, by key.
-    known: HashMap<[u8; KEY], (u64, u64)>,
+    known: IdMap<(u64, u64)>,
     /// Keys in the order of the records. Those of loaded records may be remembered by a later record.
     keys: VecDeque<[u8; KEY]>,
     records: VecDeque<IdRecord>,
@@ -124,12 +142,13 @@ impl IdIndex {
                 let found = parse(payload).ok_or_else(|| {
                     ReadError::Damaged(format!("the ids at offset {offset} cannot be read"))
                 })?;
-                ids.records.push_back(IdRecord {
+                let record = IdRecord {
                     accepted_millis: record::millis(*accepted),
                     ids: found.len(),
-                });
+                };
+                push(&mut ids.records, record);
                 for EventIdentity { key, digest } in found {
-                    ids.keys.push_back(key);
+                    push(&mut ids.keys, key);
                     ids.known.insert(key, (digest, offset.0));
                 }
             }
@@ -178,7 +197,8 @@ impl IdIndex {
         ids.window = Some(window);
         ids.remember(identities, accepted_millis);
         self.ids += identities.len();
-        self.ids -= ids.keep(window.events);
+        // More than came, so that a smaller window is reached soon.
+        self.ids -= ids.keep(window.events, 2 * identities.len());
         self.make_room();
     }
 
@@ -187,46 +207,48 @@ impl IdIndex {
         self.brokers.get_mut(broker)?.close()
     }
 
-    /// Forgets the ids of these brokers that are not kept. Returns what is left of those that have forgotten stored ids.
-    /// A broker without any is left out of the index once its log is given back.
-    pub(super) fn forget(
-        &mut self,
-        kept: &HashMap<Arc<str>, KeepIds>,
-        now_millis: Option<i64>,
-    ) -> Vec<RemainingIds> {
-        let mut remaining = Vec::new();
-        let ids = &mut self.ids;
-        self.brokers.retain(|broker, of_broker| {
-            let (window, has_deduplication) = match kept.get(broker) {
-                None => return true,
-                Some(KeepIds::Within(window)) => (Some(*window), true),
-                Some(KeepIds::WithinLast) => (of_broker.window, false),
-                Some(KeepIds::Nothing) => (None, false),
+    /// Forgets some of the ids of these brokers that are not kept. A broker without any is left out of the index once its
+    /// log is given back.
+    pub(super) fn forget(&mut self, kept: &HashMap<Arc<str>, KeepIds>, now_millis: Option<i64>) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        let mut left = FORGOTTEN_AT_ONCE;
+        for (broker, kept) in kept {
+            let Some(ids) = self.brokers.get_mut(broker) else {
+                continue;
             };
-            of_broker.window = window;
-            *ids -= match (window, now_millis) {
-                (Some(window), None) => of_broker.keep(window.events),
-                (Some(window), Some(now)) => {
-                    of_broker.keep(window.events) + of_broker.forget_older(window.age, now)
-                }
-                (None, _) => of_broker.keep(0),
-            };
-            if of_broker.is_given_back() {
-                return false;
+            left = left.saturating_sub(LOOK);
+            if left == 0 {
+                forgotten.unfinished.push(broker.clone());
+                continue;
             }
-            let is_gone = !has_deduplication && of_broker.records.is_empty();
-            let before = of_broker.log.state().first;
-            if of_broker.first > before || is_gone {
-                remaining.push(RemainingIds {
-                    log: of_broker.log.clone(),
-                    first: Offset(of_broker.first),
-                    bytes_before: of_broker.bytes_before,
+            forgotten.looked_at.push(broker.clone());
+            ids.window = match kept {
+                KeepIds::Within(window) => Some(*window),
+                KeepIds::WithinLast => ids.window,
+                KeepIds::Nothing => None,
+            };
+            let count = ids.forget_outside(now_millis, left);
+            self.ids -= count;
+            left = left.saturating_sub(count);
+            if left == 0 {
+                forgotten.unfinished.push(broker.clone());
+            }
+            if ids.is_given_back() {
+                self.brokers.remove(broker);
+                continue;
+            }
+            let has_deduplication = matches!(kept, KeepIds::Within(_));
+            let is_gone = !has_deduplication && ids.records.is_empty();
+            if ids.first > ids.log.state().first || is_gone {
+                forgotten.remaining.push(RemainingIds {
+                    log: ids.log.clone(),
+                    first: Offset(ids.first),
+                    bytes_before: ids.bytes_before,
                     is_gone,
                 });
             }
-            true
-        });
-        remaining
+        }
+        forgotten
     }
 
     /// What each broker remembers.
@@ -241,7 +263,8 @@ impl IdIndex {
         self.brokers.get(broker).map(BrokerIds::remembered)
     }
 
-    /// Forgets the oldest ids of the namespace that has most, until there are not too many.
+    /// Forgets the oldest ids of the namespace that has most, until there are not too many. While ids are loaded this may
+    /// take many steps.
     fn make_room(&mut self) {
         while self.ids > self.most {
             let mut namespaces = HashMap::<&str, usize>::new();
@@ -267,7 +290,7 @@ impl BrokerIds {
         let state = log.state();
         Self {
             log,
-            known: HashMap::new(),
+            known: IdMap::new(),
             keys: VecDeque::new(),
             records: VecDeque::new(),
             first: state.next,
@@ -301,10 +324,11 @@ impl BrokerIds {
         let accepted_millis = accepted_millis.max(last);
         if !self.is_open {
             self.is_open = true;
-            self.records.push_back(IdRecord {
+            let record = IdRecord {
                 accepted_millis,
                 ids: 0,
-            });
+            };
+            push(&mut self.records, record);
         }
         let offset = self.first + self.records.len() as u64 - 1;
         if let Some(record) = self.records.back_mut() {
@@ -312,7 +336,7 @@ impl BrokerIds {
             record.ids += identities.len();
         }
         for EventIdentity { key, digest } in identities {
-            self.keys.push_back(*key);
+            push(&mut self.keys, *key);
             self.known.insert(*key, (*digest, offset));
         }
     }
@@ -335,11 +359,25 @@ impl BrokerIds {
         })
     }
 
-    /// Keeps at least the newest ids, so many; forgets the stored records before those. Returns the number of forgotten
-    /// ids.
-    fn keep(&mut self, newest: u64) -> usize {
+    /// Forgets about `most` ids that are outside of the window; without one, of all. Returns the number of forgotten ids.
+    fn forget_outside(&mut self, now_millis: Option<i64>, most: usize) -> usize {
+        let mut forgotten = self.keep(self.window.map_or(0, |window| window.events), most);
+        if let (Some(window), Some(now)) = (self.window, now_millis) {
+            forgotten += self.forget_older(window.age, now, most.saturating_sub(forgotten));
+        }
+        if self.keys.capacity() > 4 * self.keys.len() + 64 {
+            self.keys.shrink_to_fit();
+            self.records.shrink_to_fit();
+        }
+        forgotten
+    }
+
+    /// Keeps at least the newest ids, so many; forgets about `most` ids of the stored records before those. Returns the
+    /// number of forgotten ids.
+    fn keep(&mut self, newest: u64, most: usize) -> usize {
         let mut forgotten = 0;
-        while let Some(first) = self.first_stored()
+        while forgotten < most
+            && let Some(first) = self.first_stored()
             && (self.keys.len() - first.ids) as u64 >= newest
         {
             forgotten += self.forget_early(first);
@@ -349,29 +387,19 @@ impl BrokerIds {
 
     /// Forgets some of the oldest ids. Returns their number.
     fn forget_some(&mut self) -> usize {
-        let mut forgotten = 0;
         let some = self.stored().div_ceil(PORTION);
-        while forgotten < some
-            && let Some(first) = self.first_stored()
-        {
-            forgotten += self.forget_early(first);
-        }
-        forgotten
+        self.keep(0, some.min(FORGOTTEN_AT_ONCE))
     }
 
-    /// Forgets ids by age. Returns their number.
-    fn forget_older(&mut self, age: Duration, now_millis: i64) -> usize {
+    /// Forgets about `most` ids by age. Returns their number.
+    fn forget_older(&mut self, age: Duration, now_millis: i64, most: usize) -> usize {
         let mut forgotten = 0;
-        while let Some(first) = self
-            .first_stored()
-            .filter(|first| is_older(*first, age, now_millis))
+        while forgotten < most
+            && let Some(first) = self
+                .first_stored()
+                .filter(|first| is_older(*first, age, now_millis))
         {
             forgotten += self.forget_first(first);
-        }
-        if self.known.capacity() > 4 * self.known.len() + 64 {
-            self.known.shrink_to_fit();
-            self.keys.shrink_to_fit();
-            self.records.shrink_to_fit();
         }
         forgotten
     }
@@ -397,13 +425,7 @@ impl BrokerIds {
     fn forget_first(&mut self, IdRecord { ids, .. }: IdRecord) -> usize {
         self.records.pop_front();
         for key in self.keys.drain(..ids) {
-            if self
-                .known
-                .get(&key)
-                .is_some_and(|(_, offset)| *offset == self.first)
-            {
-                self.known.remove(&key);
-            }
+            self.known.remove_if(&key, |(_, offset)| *offset == self.first);
         }
         self.first += 1;
         self.bytes_before += (ids * ID) as u64;
@@ -411,9 +433,29 @@ impl BrokerIds {
     }
 }
 
+/// Appends to a queue, which grows by a small part of its size rather than to twice of it.
+fn push<T>(queue: &mut VecDeque<T>, value: T) {
+    if queue.len() == queue.capacity() {
+        queue.reserve_exact(queue.len() / GROWTH + 4);
+    }
+    queue.push_back(value);
+}
+
 fn is_older(record: IdRecord, age: Duration, now_millis: i64) -> bool {
     let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
     record.accepted_millis.saturating_add(age) <= now_millis
+}
+
+#[cfg(test)]
+impl IdIndex {
+    /// Bytes of memory of all ids.
+    pub(super) fn bytes(&self) -> usize {
+        let of_broker = |ids: &BrokerIds| {
+            let queues = ids.keys.capacity() * KEY + ids.records.capacity() * size_of::<IdRecord>();
+            queues + ids.known.bytes()
+        };
+        self.brokers.values().map(of_broker).sum()
+    }
 }
 
 /// Parses a record of ids. One that was lost is empty.

@@ -79,8 +79,11 @@ async fn forget(log: &EmbeddedLog, brokers: &[(&str, u64)], millis: Option<i64>)
     forget_these(log, kept.collect(), millis).await;
 }
 
-async fn forget_these(log: &EmbeddedLog, kept: Vec<(BrokerName, KeepIds)>, millis: Option<i64>) {
-    log.forget_ids(kept, millis.map(at)).await.unwrap();
+async fn forget_these(log: &EmbeddedLog, mut kept: Vec<(BrokerName, KeepIds)>, millis: Option<i64>) {
+    while !kept.is_empty() {
+        let unfinished = log.forget_ids(kept.clone(), millis.map(at)).await.unwrap();
+        kept.retain(|(broker, _)| unfinished.contains(broker));
+    }
     // Places are given back after that.
     log.sync().await.unwrap();
 }
@@ -457,12 +460,96 @@ proptest! {
     }
 }
 
+fn open_log(name: &str) -> Arc<super::broker::OpenLog> {
+    let turns = super::reads::Turns::new(super::reads::Turns::of_namespace());
+    Arc::new(super::broker::OpenLog::new(name, turns, 0))
+}
+
+/// An index in which a broker remembers so many ids, each from a commit of its own.
+fn index_of(broker: &Arc<str>, ids: u32, window: IdWindow) -> super::ids::IdIndex {
+    let mut index = super::ids::IdIndex::new(usize::MAX);
+    for number in 0..ids {
+        index.remember(broker, &[numbered(number)], 0, window, || open_log("n/a.ids"));
+        index.close(broker);
+    }
+    index
+}
+
+fn numbered(number: u32) -> EventIdentity {
+    let mut key = [7; 16];
+    key[..4].copy_from_slice(&number.to_be_bytes());
+    EventIdentity {
+        key,
+        digest: number.into(),
+    }
+}
+
+/// More than this would let appends wait for too long.
+const AT_ONCE: u64 = 5000;
+
+#[test]
+fn ids_are_forgotten_some_at_a_time() {
+    let broker: Arc<str> = "n/a".into();
+    let mut index = index_of(&broker, 20_000, window(1_000_000));
+    let ids = |index: &super::ids::IdIndex| index.remembered_by(&broker).map_or(0, |ids| ids.ids);
+    // With a smaller window, an append forgets some more than it brings.
+    let small = window(10_000);
+    for number in 20_000..20_010 {
+        index.remember(&broker, &[numbered(number)], 0, small, || open_log("n/a.ids"));
+        index.close(&broker);
+    }
+    assert_eq!(ids(&index), 20_000 - 10);
+    for (kept, left) in [(KeepIds::Within(small), 10_000), (KeepIds::Nothing, 0)] {
+        let kept = HashMap::from([(broker.clone(), kept)]);
+        loop {
+            let before = ids(&index);
+            let forgotten = index.forget(&kept, Some(0));
+            assert!(before - ids(&index) < AT_ONCE);
+            if forgotten.unfinished.is_empty() {
+                break;
+            }
+            assert!(ids(&index) < before, "it goes on");
+        }
+        assert_eq!(ids(&index), left);
+    }
+}
+
+#[test]
+fn brokers_without_ids_to_forget_are_looked_at_some_at_a_time() {
+    let mut index = super::ids::IdIndex::new(usize::MAX);
+    let brokers: Vec<Arc<str>> = (0..3000).map(|number| format!("n/b{number}").into()).collect();
+    for broker in &brokers {
+        index.remember(broker, &[numbered(0)], 0, WINDOW, || open_log("n/b.ids"));
+        index.close(broker);
+    }
+    let mut left: HashMap<_, _> = brokers
+        .iter()
+        .map(|broker| (broker.clone(), KeepIds::Within(WINDOW)))
+        .collect();
+    let mut rounds = 0;
+    while !left.is_empty() {
+        let forgotten = index.forget(&left, Some(0));
+        assert!(forgotten.looked_at.len() as u64 <= AT_ONCE / 4);
+        left.retain(|broker, _| forgotten.unfinished.contains(broker));
+        rounds += 1;
+    }
+    assert_eq!(rounds, 3);
+}
+
+/// What the options, the documentation and the Broker's fields say.
+#[test]
+fn an_id_takes_about_100_bytes_of_memory() {
+    let broker: Arc<str> = "n/a".into();
+    for ids in [25_600, 29_000, 40_000, 50_000, 100_000] {
+        let index = index_of(&broker, ids, window(u64::MAX));
+        let bytes = index.bytes() / ids as usize;
+        eprintln!("{ids} ids: {bytes} bytes each");
+        assert!(bytes < 115, "{ids} ids: {bytes} bytes each");
+    }
+}
+
 #[test]
 fn the_index_is_bounded_by_the_newest() {
-    let log = |name: &str| {
-        let turns = super::reads::Turns::new(super::reads::Turns::of_namespace());
-        Arc::new(super::broker::OpenLog::new(name, turns, 0))
-    };
     let mut index = super::ids::IdIndex::new(100);
     let broker: Arc<str> = "n/a".into();
     let window = IdWindow {
@@ -471,7 +558,7 @@ fn the_index_is_bounded_by_the_newest() {
     };
     for key in 0..50 {
         index.remember(&broker, &[identity(key)], i64::from(key) * 100, window, || {
-            log("n/a.ids")
+            open_log("n/a.ids")
         });
         assert!(index.close(&broker).is_some());
     }

@@ -57,6 +57,7 @@ mod committer;
 mod compaction;
 mod directory;
 mod fail_points;
+mod id_map;
 mod ids;
 #[cfg(test)]
 mod ids_tests;
@@ -319,7 +320,7 @@ impl LogProvider for EmbeddedLog {
         &self,
         kept: Vec<(BrokerName, KeepIds)>,
         now: Option<Timestamp>,
-    ) -> BoxFuture<'_, Result<(), LogError>> {
+    ) -> BoxFuture<'_, Result<Vec<BrokerName>, LogError>> {
         Box::pin(self.0.forget_ids(kept, now))
     }
 

@@ -144,19 +144,20 @@ impl Open {
         &self,
         kept: Vec<(BrokerName, KeepIds)>,
         now: Option<Timestamp>,
-    ) -> Result<(), LogError> {
+    ) -> Result<Vec<BrokerName>, LogError> {
         if kept.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let kept = kept.into_iter();
         let kept = kept.map(|(broker, kept)| (broker.as_str().into(), kept));
         let kept = kept.collect::<HashMap<Arc<str>, _>>();
-        self.request(|reply| Request::ForgetIds {
+        let unfinished = self.request(|reply| Request::ForgetIds {
             kept,
             now_millis: now.map(record::millis),
             reply,
-        })
-        .await
+        });
+        let unfinished = unfinished.await?.into_iter();
+        Ok(unfinished.map(|broker| (&*broker).into()).collect())
     }
 
     fn cursors_error(&self, error: ReadError) -> LogError {

@@ -45,11 +45,11 @@ pub(super) enum Request {
         logs: Vec<Arc<OpenLog>>,
         reply: ReplySender<usize>,
     },
-    /// Forgets the ids of these brokers that are not kept.
+    /// Forgets some ids of these brokers that are not kept; answers which brokers have more.
     ForgetIds {
         kept: HashMap<Arc<str>, KeepIds>,
         now_millis: Option<i64>,
-        reply: ReplySender<()>,
+        reply: ReplySender<Vec<Arc<str>>>,
     },
     Sync {
         reply: ReplySender<()>,
