@@ -443,6 +443,23 @@ mod tests {
     }
 
     #[test]
+    fn how_the_event_of_a_change_is_made_is_checked() {
+        let source = |value: &str| {
+            format!(
+                "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {{name: web, namespace: shop}}\nspec:\n  kubernetes:\n    \
+                 serviceAccountName: viewer\n    resources: [{{apiVersion: v1, kind: Pod}}]\n    event:\n      \
+                 attributes: {{phase: '{value}'}}\n"
+            )
+        };
+        let good = source("${change}-${object.status.phase}");
+        assert_eq!(told(&[&good], false), (vec![], vec![]));
+        let (errors, _) = told(&[&source("${pod.status.phase}")], false);
+        let expected = "m.yaml:9:20: Source shop/web: spec.kubernetes.event.attributes.phase: column 3: there is no pod: the \
+                        variables are object";
+        assert!(errors.len() == 1 && errors[0].starts_with(expected), "{errors:?}");
+    }
+
+    #[test]
     fn tokens_of_service_accounts_count_as_issued() {
         let spec = "authorization: {serviceAccountToken: {serviceAccountName: audit, audience: a}}";
         let sink = sink(spec).replace("http://x", "https://x");

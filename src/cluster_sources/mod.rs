@@ -17,6 +17,7 @@ mod account_client;
 mod account_tokens;
 mod broker;
 mod feed;
+mod given_up;
 
 mod metrics;
 mod process;

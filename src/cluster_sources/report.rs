@@ -11,7 +11,11 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
-use crate::{api, resolve::Finding};
+use super::given_up::GivenUp;
+use crate::{
+    api::{self, SourceRejectionStatus},
+    resolve::Finding,
+};
 
 /// Field manager, as `kubectl` shows it.
 const FIELD_MANAGER: &str = "weir-sources";
@@ -19,7 +23,7 @@ const FIELD_MANAGER: &str = "weir-sources";
 /// The condition that this process writes.
 const CONNECTED: &str = "Connected";
 
-/// Interval at which the time of the last event is written.
+/// Interval at which the time of the last event and the last rejection are written.
 const LAST_EVENT_EVERY: Duration = Duration::from_secs(60);
 
 /// Minimum time between two writes; and before one that changes only the message, which may have numbers that move.
@@ -33,7 +37,59 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ConnectionReport {
     pub(super) connected: Finding,
+    pub(super) activity: Activity,
+}
+
+/// What a Source did last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Activity {
     pub(super) last_event: Option<Timestamp>,
+    pub(super) last_rejection: Option<GivenUp>,
+}
+
+impl Activity {
+    /// Reads what a status shows.
+    fn shown(status: &api::SourceStatus) -> Self {
+        let rejection = status.last_rejection.as_ref();
+        Self {
+            last_event: status.last_event_time.as_ref().and_then(|time| time.parse().ok()),
+            last_rejection: rejection.and_then(|rejection| {
+                let SourceRejectionStatus {
+                    time,
+                    reason,
+                    message,
+                } = rejection;
+                Some(GivenUp {
+                    at: time.parse().ok()?,
+                    reason: reason.clone(),
+                    message: message.clone(),
+                })
+            }),
+        }
+    }
+
+    /// Fills in from an earlier one what there was nothing of since.
+    pub(super) fn or(self, earlier: &Self) -> Self {
+        Self {
+            last_event: self.last_event.or(earlier.last_event),
+            last_rejection: self.last_rejection.or_else(|| earlier.last_rejection.clone()),
+        }
+    }
+
+    /// Adds it to a status. Kubernetes stores whole seconds.
+    fn write(&self, status: &mut Value) {
+        let whole = |time: Timestamp| {
+            Timestamp::from_second(time.as_second())
+                .unwrap_or(time)
+                .to_string()
+        };
+        if let Some(time) = self.last_event {
+            status["lastEventTime"] = whole(time).into();
+        }
+        if let Some(GivenUp { at, reason, message }) = &self.last_rejection {
+            status["lastRejection"] = json!({"time": whole(*at), "reason": reason, "message": message});
+        }
+    }
 }
 
 /// Writes reports.
@@ -41,11 +97,11 @@ pub(super) struct Reporter {
     writer: ConnectionWriter,
     generation: i64,
     written: Option<Condition>,
-    written_event: Option<Timestamp>,
+    written_activity: Activity,
 }
 
 /// Whether this process has written something in the status of a Source that does not run, which is no longer true. A Source
-/// of this kind, as one that is suspended, keeps the time of its last event.
+/// of this kind, as one that is suspended, keeps what it did last.
 pub(super) fn is_left(metadata: &ObjectMeta, source: Option<&api::Source>) -> bool {
     let fields = metadata
         .managed_fields
@@ -67,9 +123,10 @@ pub(super) async fn release(client: Client, metadata: &ObjectMeta, source: Optio
     if !is_left(metadata, source) {
         return;
     }
-    let time = source.filter(|source| source.spec.kubernetes.is_some());
-    let time = time.and_then(|source| source.status.as_ref()?.last_event_time.clone());
-    let status = time.map_or_else(|| json!({}), |time| json!({"lastEventTime": time}));
+    let kept = source.filter(|source| source.spec.kubernetes.is_some());
+    let kept = kept.and_then(|source| source.status.as_ref());
+    let mut status = json!({});
+    kept.map(Activity::shown).unwrap_or_default().write(&mut status);
     let namespace = metadata.namespace.clone().unwrap_or_default();
     let writer = ConnectionWriter {
         sources: Api::namespaced(client, &namespace),
@@ -134,30 +191,30 @@ impl Reporter {
             written: conditions
                 .and_then(|conditions| api::condition(conditions, CONNECTED))
                 .cloned(),
-            written_event: status.and_then(|status| status.last_event_time.as_ref()?.parse().ok()),
+            written_activity: status.map(Activity::shown).unwrap_or_default(),
         }
     }
 
     /// Writes each report that differs, until there are no more.
     pub(super) async fn run(mut self, mut reports: watch::Receiver<Option<ConnectionReport>>) {
-        let mut event_due = Instant::now();
+        let mut activity_due = Instant::now();
         let mut message_due = Instant::now();
         loop {
             let report = reports.borrow_and_update().clone();
             let mut pause = PACE;
             if let Some(report) = report {
                 let condition = self.condition(&report.connected);
-                // Of another run, if none was produced in this one.
-                let last_event = report.last_event.or(self.written_event);
+                // Of another run, as far as there is none of this one.
+                let activity = report.activity.or(&self.written_activity);
                 let now = Instant::now();
                 let is_due = self.is_news(&condition)
                     || (self.written.as_ref() != Some(&condition) && now >= message_due)
-                    || (last_event != self.written_event && now >= event_due);
+                    || (activity != self.written_activity && now >= activity_due);
                 if is_due {
-                    if self.write(&condition, last_event).await {
+                    if self.write(&condition, &activity).await {
                         self.written = Some(condition.clone());
-                        self.written_event = last_event;
-                        event_due = Instant::now() + LAST_EVENT_EVERY;
+                        self.written_activity = activity.clone();
+                        activity_due = Instant::now() + LAST_EVENT_EVERY;
                         message_due = Instant::now() + MESSAGE_PACE;
                     } else {
                         pause = TIMEOUT;
@@ -167,8 +224,8 @@ impl Reporter {
                 let soon = Instant::now() + PACE;
                 let wait = if self.written.as_ref() != Some(&condition) {
                     message_due.max(soon)
-                } else if last_event != self.written_event {
-                    event_due.max(soon)
+                } else if activity != self.written_activity {
+                    activity_due.max(soon)
                 } else {
                     Instant::now() + LAST_EVENT_EVERY
                 };
@@ -209,12 +266,9 @@ impl Reporter {
         }
     }
 
-    async fn write(&self, condition: &Condition, last_event: Option<Timestamp>) -> bool {
+    async fn write(&self, condition: &Condition, activity: &Activity) -> bool {
         let mut status = json!({"conditions": [condition]});
-        if let Some(time) = last_event {
-            let whole = Timestamp::from_second(time.as_second()).unwrap_or(time);
-            status["lastEventTime"] = whole.to_string().into();
-        }
+        activity.write(&mut status);
         self.writer.write(&status).await
     }
 }

@@ -26,17 +26,17 @@ use super::{
     account_tokens::{KnownTokens, TokenKeeper},
     broker::Posted,
     feed::{FeedFailure, ObjectFeed, WatchItem, discover},
+    given_up::GivenUp,
     metrics::SourceCounters,
     process::SourcesProcess,
-    queue::{ChangeQueue, EventPlan, MAX_OBJECTS, Pending},
+    queue::{ChangeQueue, MAX_OBJECTS, Pending},
     records::{RecordStore, SaveError, Versions},
-    report::{self, ConnectionReport, Reporter},
+    report::{self, Activity, ConnectionReport, Reporter},
 };
 use crate::{
     api,
-    filter::CompiledFilter,
     resolve::{Finding, KubernetesPlan, plan_kubernetes, source_filters},
-    source::kubernetes::{Ledger, ObjectKey, SHARDS, UnsavedRecords},
+    source::kubernetes::{EventMaker, Ledger, ObjectKey, SHARDS, UnsavedRecords},
 };
 
 /// Maximum number of events of a Source in flight.
@@ -78,10 +78,14 @@ enum Ended {
 /// Runs a Source until told to stop.
 pub(super) async fn run(shared: Arc<SourcesProcess>, source: Arc<api::Source>, stop: CancellationToken) {
     let (namespace, name) = (source.namespace().unwrap_or_default(), source.name_any());
+    let uid = source.uid().unwrap_or_default();
     let plan = source.spec.kubernetes.as_ref();
-    let plan = plan.map(|spec| plan_kubernetes(&namespace, spec));
-    let filter = CompiledFilter::compile(&source_filters(&source.spec));
-    let (Some(Ok(plan)), Ok(filter)) = (plan, filter) else {
+    let plan = plan.and_then(|spec| plan_kubernetes(&namespace, spec).ok());
+    let prepared = plan.and_then(|plan| {
+        let maker = EventMaker::compile(&plan.events, &source_filters(&source.spec), &uid);
+        Some((plan, maker.ok()?))
+    });
+    let Some((plan, maker)) = prepared else {
         // The controller tells what is wrong.
         stop.run_until_cancelled(report::release(
             shared.client.clone(),
@@ -102,7 +106,6 @@ pub(super) async fn run(shared: Arc<SourcesProcess>, source: Arc<api::Source>, s
         renew: renew.clone(),
     };
     let reporter = Reporter::new(shared.client.clone(), &source);
-    let uid = source.uid().unwrap_or_default();
     let runner = Runner {
         url: shared.broker.url(&namespace, &source.spec.broker),
         counters: shared.metrics.of(&namespace, &name),
@@ -115,9 +118,8 @@ pub(super) async fn run(shared: Arc<SourcesProcess>, source: Arc<api::Source>, s
         shared,
         namespace,
         name,
-        uid,
         plan,
-        filter,
+        maker,
         tokens,
         renew,
         report,
@@ -135,10 +137,9 @@ struct Runner {
     shared: Arc<SourcesProcess>,
     namespace: String,
     name: String,
-    uid: String,
     url: String,
     plan: KubernetesPlan,
-    filter: CompiledFilter,
+    maker: EventMaker,
     memory: RecordStore,
     counters: Arc<SourceCounters>,
     tokens: watch::Receiver<KnownTokens>,
@@ -170,7 +171,7 @@ impl Runner {
             };
             let (reason, message) = (problem.reason, &problem.message);
             tracing::warn!(namespace, source, reason, message, "the Source does not run");
-            self.tell(problem, None);
+            self.tell(problem, Activity::default());
             if begun.elapsed() > LONGEST_RERUN {
                 pause = FIRST_RERUN;
             }
@@ -183,15 +184,14 @@ impl Runner {
         }
     }
 
-    fn tell(&self, connected: Finding, last_event: Option<Timestamp>) {
+    fn tell(&self, connected: Finding, activity: Activity) {
         self.counters.is_connected(connected.holds);
         self.report.send_if_modified(|report| {
-            let before = report.as_ref();
-            let last_event = last_event.or(before.and_then(|before| before.last_event));
-            let next = Some(ConnectionReport {
-                connected,
-                last_event,
-            });
+            let activity = match &*report {
+                Some(before) => activity.or(&before.activity),
+                None => activity,
+            };
+            let next = Some(ConnectionReport { connected, activity });
             let is_news = *report != next;
             *report = next;
             is_news
@@ -236,15 +236,9 @@ impl Runner {
             delivered.map(move |delivered| (index, delivered)).boxed()
         };
         let watches = stream::select_all(feeds.iter().enumerate().map(watch));
-        let events = EventPlan {
-            changes: self.plan.changes.clone(),
-            data: self.plan.data,
-            filter: self.filter.clone(),
-            source_uid: self.uid.clone(),
-        };
         let following = Following {
             runner: self,
-            work: ChangeQueue::new(ledger, events, self.counters.clone()),
+            work: ChangeQueue::new(ledger, self.maker.clone(), self.counters.clone()),
             feeds,
             watches,
             posts: FuturesUnordered::new(),
@@ -253,7 +247,6 @@ impl Runner {
             broker_failure: None,
             save_failure: None,
             refused: HashMap::new(),
-            rejection: None,
             last_event: None,
         };
         following.run(tokens).await
@@ -302,8 +295,6 @@ struct Following<'a> {
     save_failure: Option<(Instant, String)>,
     /// The same of each event that is posted again; as many as are in flight at most.
     refused: HashMap<ObjectKey, (Instant, Finding)>,
-    /// Why an event was last rejected.
-    rejection: Option<String>,
     last_event: Option<Timestamp>,
 }
 
@@ -434,13 +425,17 @@ impl Following<'_> {
                 self.last_event = Some(Timestamp::now());
                 self.work.settled(&pending.change);
             }
-            Posted::Rejected(said) => {
+            Posted::Rejected { reason, message } => {
                 counters.rejected();
                 self.broker_failure = None;
                 let (namespace, source, id) =
                     (&self.runner.namespace, &self.runner.name, pending.change.id());
-                tracing::warn!(namespace, source, id, said, "an event is given up");
-                self.rejection = Some(said);
+                tracing::warn!(namespace, source, id, message, "an event is given up");
+                self.work.rejection = Some(GivenUp {
+                    at: Timestamp::now(),
+                    reason,
+                    message,
+                });
                 self.work.settled(&pending.change);
             }
             Posted::Refused {
@@ -541,7 +536,11 @@ impl Following<'_> {
 
     fn tell(&self) {
         if let Some(finding) = self.finding() {
-            self.runner.tell(finding, self.last_event);
+            let activity = Activity {
+                last_event: self.last_event,
+                last_rejection: self.work.rejection.clone(),
+            };
+            self.runner.tell(finding, activity);
         }
     }
 
@@ -562,9 +561,9 @@ impl Following<'_> {
         if !self.feeds.iter().all(|feed| feed.is_listed) {
             return None;
         }
-        if let Some(said) = self.rejection.as_ref().or(self.work.failure.as_ref()) {
+        if let Some(GivenUp { message, .. }) = &self.work.rejection {
             let message =
-                format!("events were rejected or could not be made, and are given up; the last: {said}");
+                format!("events were rejected or could not be made, and are given up; the last: {message}");
             return Some(Finding::good("EventsRejected", message));
         }
         let kinds: BTreeSet<&str> = self.feeds.iter().map(|feed| feed.names.kind.as_str()).collect();

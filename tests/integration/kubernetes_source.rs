@@ -441,6 +441,52 @@ fn a_source_that_does_not_run_is_not_connected() {
 }
 
 #[test]
+fn events_are_made_as_the_author_says() {
+    let setup = Setup::granted();
+    let shop = &setup.shop;
+    shop.apply(&source(&format!(
+        "{CONFIG_MAPS}, event: {{attributes: {{tier: '${{object.data.tier}}', type: 'made.${{change}}'}}, data: {{before: \
+         '${{oldObject == null ? \"none\" : oldObject.data.value}}', now: '${{object.data.value}}'}}}}"
+    )));
+    setup.await_connected("Connected");
+    let maps = setup.client();
+    let tier = |tier: &str| Patch::Merge(json!({"data": {"tier": tier, "value": "2"}}));
+    let (post, patch) = (PostParams::default(), PatchParams::default());
+    let mut good = map("good", "yes", "1");
+    good.data
+        .get_or_insert_default()
+        .insert("tier".to_owned(), "gold".to_owned());
+    runtime().block_on(async {
+        maps.create(&post, &map("broken", "yes", "1")).await.unwrap();
+        maps.create(&post, &good).await.unwrap();
+    });
+    let received = setup.consumer.wait_for(1);
+    assert_eq!(received[0].header("ce-name"), Some("good"));
+    assert_eq!(received[0].header("ce-tier"), Some("gold"));
+    assert_eq!(received[0].header("ce-type"), Some("made.added"));
+    assert_eq!(body(&received[0]), json!({"before": "none", "now": "1"}));
+
+    let expected = "ConfigMap \"broken\": spec.kubernetes.event.attributes.tier: there is no tier";
+    let message = setup.await_connected("EventsRejected");
+    assert!(message.ends_with(expected), "{message}");
+    eventually(PATIENCE, || {
+        let rejection = &shop.get("source/objects")["status"]["lastRejection"];
+        let is_told = rejection["reason"] == "mapping_failed" && rejection["message"] == expected;
+        is_told.then_some(()).ok_or_else(|| rejection.to_string())
+    });
+    setup.assert_accounted();
+    assert_eq!(setup.metric("weir_sources_changes_failed_total"), 1);
+
+    // The next change of the object is told.
+    runtime()
+        .block_on(maps.patch("broken", &patch, &tier("tin")))
+        .unwrap();
+    let received = setup.consumer.wait_for(2);
+    assert_eq!(received[1].header("ce-tier"), Some("tin"));
+    assert_eq!(body(&received[1]), json!({"before": "1", "now": "2"}));
+}
+
+#[test]
 fn data_is_a_patch_or_a_reference_and_never_a_secret() {
     let setup = Setup::granted();
     let shop = &setup.shop;

@@ -4,44 +4,23 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    ledger::{ChangeKind, ObservedChange},
+    ledger::ObservedChange,
     merge_patch::merge_patch,
+    names::KindNames,
     object::{ObservedObject, remains},
     record::ObjectPlace,
 };
-use crate::cloudevents::{Event, EventBuilder, Invalid};
+use crate::{
+    cloudevents::{Event, EventBuilder, Invalid},
+    routing::ChangeKind,
+};
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 
-/// How a kind is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KindNames {
-    /// Group and version, such as `apps/v1`, or `v1`.
-    pub api_version: String,
-    /// Kind.
-    pub kind: String,
-    /// Its name in paths, such as `deployments`.
-    pub plural: String,
-}
-
-impl KindNames {
-    /// The path of the objects of a namespace, or of those that belong to none, at the API server.
-    fn collection(&self, namespace: Option<&str>) -> String {
-        let Self {
-            api_version, plural, ..
-        } = self;
-        let root = if api_version.contains('/') { "apis" } else { "api" };
-        match namespace {
-            Some(namespace) => format!("/{root}/{api_version}/namespaces/{namespace}/{plural}"),
-            None => format!("/{root}/{api_version}/{plural}"),
-        }
-    }
-}
-
 /// What the data of an event is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum EventData<'a> {
+pub(super) enum EventData<'a> {
     /// The whole object.
     Object,
     /// The difference from an earlier version, if that is known.
@@ -54,7 +33,7 @@ pub enum EventData<'a> {
 ///
 /// # Errors
 /// If it is no valid event, which takes an object with a very strange name.
-pub fn event(
+pub(super) fn event(
     names: &KindNames,
     change: &ObservedChange,
     object: Option<&ObservedObject>,
@@ -65,7 +44,6 @@ pub fn event(
         key,
         place: ObjectPlace { namespace, name },
         kind,
-        version,
         ..
     } = change;
     let source = names.collection(namespace.as_deref());
@@ -90,7 +68,7 @@ pub fn event(
     }
     let whole = || match object {
         Some(object) => object.value.clone(),
-        None => remains(&names.api_version, &names.kind, &change.place, &key.uid, version),
+        None => remains(names, change),
     };
     let (content_type, data) = match (data, object) {
         (EventData::Reference, _) => (JSON, reference(names, change)),
