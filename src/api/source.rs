@@ -174,8 +174,8 @@ pub struct SourceStatus {
     pub observed_generation: Option<i64>,
 
     /// Ready: the Source is in force, a schedule runs, and objects are watched. Connected: events come. True if requests were
-    /// accepted, each scheduled time has its event, or the objects are watched; Unknown before the first request. If False,
-    /// reason and message say what to do.
+    /// accepted, each scheduled time has its event, or the objects are watched; Unknown before the first request, or while the objects
+    /// are listed. If False, reason and message say what to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,

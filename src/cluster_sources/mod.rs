@@ -18,7 +18,7 @@ mod account_tokens;
 mod broker;
 mod feed;
 mod given_up;
-
+mod kinds;
 mod metrics;
 mod process;
 mod queue;

@@ -36,8 +36,43 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// What is told of a Source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ConnectionReport {
-    pub(super) connected: Finding,
+    pub(super) connection: SourceConnection,
     pub(super) activity: Activity,
+}
+
+/// Whether a Source is connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SourceConnection {
+    Known(Finding),
+    /// It is not known before the objects are listed, which this says.
+    Listing(String),
+}
+
+impl SourceConnection {
+    pub(super) fn holds(&self) -> bool {
+        matches!(self, Self::Known(finding) if finding.holds)
+    }
+
+    /// Status, reason and message of the condition.
+    fn parts(&self) -> (&'static str, &'static str, &str) {
+        match self {
+            Self::Known(Finding {
+                holds,
+                reason,
+                message,
+            }) => (if *holds { "True" } else { "False" }, reason, message),
+            Self::Listing(message) => ("Unknown", "Listing", message),
+        }
+    }
+}
+
+/// Whether the status of a Source says that its present generation is connected.
+pub(super) fn is_connected(source: &api::Source) -> bool {
+    let conditions = source.status.as_ref().map(|status| status.conditions.as_slice());
+    let connected = conditions.and_then(|conditions| api::condition(conditions, CONNECTED));
+    connected.is_some_and(|connected| {
+        connected.status == "True" && connected.observed_generation == source.metadata.generation
+    })
 }
 
 /// What a Source did last.
@@ -203,7 +238,7 @@ impl Reporter {
             let report = reports.borrow_and_update().clone();
             let mut pause = PACE;
             if let Some(report) = report {
-                let condition = self.condition(&report.connected);
+                let condition = self.condition(&report.connection);
                 // Of another run, as far as there is none of this one.
                 let activity = report.activity.or(&self.written_activity);
                 let now = Instant::now();
@@ -251,16 +286,16 @@ impl Reporter {
     }
 
     /// The condition; the time of its transition moves only with its status.
-    fn condition(&self, finding: &Finding) -> Condition {
-        let status = if finding.holds { "True" } else { "False" };
+    fn condition(&self, connection: &SourceConnection) -> Condition {
+        let (status, reason, message) = connection.parts();
         let before = self.written.as_ref().filter(|before| before.status == status);
         // Kubernetes stores whole seconds.
         let now = || Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
         Condition {
             type_: CONNECTED.to_owned(),
             status: status.to_owned(),
-            reason: finding.reason.to_owned(),
-            message: finding.message.clone(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
             observed_generation: Some(self.generation),
             last_transition_time: before.map_or_else(now, |before| before.last_transition_time.clone()),
         }
@@ -276,6 +311,44 @@ impl Reporter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connection_is_unknown_while_objects_are_listed() {
+        for (connection, expected) in [
+            (
+                SourceConnection::Listing("lists Pod".to_owned()),
+                ("Unknown", "Listing", "lists Pod"),
+            ),
+            (
+                SourceConnection::Known(Finding::good("Connected", "watches Pod")),
+                ("True", "Connected", "watches Pod"),
+            ),
+            (
+                SourceConnection::Known(Finding::bad("Forbidden", "grant it")),
+                ("False", "Forbidden", "grant it"),
+            ),
+        ] {
+            assert_eq!(connection.parts(), expected);
+            assert_eq!(connection.holds(), expected.0 == "True");
+        }
+    }
+
+    #[test]
+    fn activity_is_written_as_it_is_shown() {
+        let activity = Activity {
+            last_event: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+            last_rejection: Some(GivenUp {
+                at: "2026-01-02T00:00:00Z".parse().unwrap(),
+                reason: "mapping_failed".to_owned(),
+                message: "Pod \"a\": there is no b".to_owned(),
+            }),
+        };
+        let mut status = json!({});
+        activity.write(&mut status);
+        let shown = Activity::shown(&serde_json::from_value(status).unwrap());
+        assert_eq!(shown, activity);
+        assert_eq!(Activity::default().or(&activity), activity);
+    }
 
     #[test]
     fn what_is_left_of_a_source_is_taken_back_once() {

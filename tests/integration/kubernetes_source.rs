@@ -297,7 +297,7 @@ fn changes_are_told_as_far_as_the_author_may_see() {
     run_grant(shop, &message);
     let message = setup.await_connected("Forbidden");
     assert!(
-        message.contains("may not list and watch configmaps in namespace"),
+        message.contains("needs list, watch on configmaps in namespace"),
         "{message}"
     );
     assert!(setup.consumer.received().is_empty());
@@ -485,6 +485,62 @@ fn events_are_made_as_the_author_says() {
     assert_eq!(received[1].header("ce-tier"), Some("tin"));
     assert_eq!(body(&received[1]), json!({"before": "1", "now": "2"}));
 }
+
+#[test]
+fn a_kind_that_cannot_be_watched_stops_no_other() {
+    let setup = Setup::granted();
+    let shop = &setup.shop;
+    let namespace = shop.namespace();
+    shop.apply(&source(
+        "resources: [{apiVersion: example.com/v1, kind: Widget}, {apiVersion: coordination.k8s.io/v1, kind: Lease}, {apiVersion: \
+         v1, kind: ConfigMap, labelSelector: tell=yes}]",
+    ));
+    let forbidden = format!(
+        "Lease of coordination.k8s.io/v1 is not watched: ServiceAccount \"viewer\" in namespace \"{namespace}\" needs list, watch \
+         on leases.coordination.k8s.io in namespace \"{namespace}\""
+    );
+    let await_message = |parts: &[&str]| {
+        eventually(PATIENCE * 6, || {
+            let connected = condition(shop, "source/objects", "Connected");
+            let message = connected["message"].as_str().unwrap_or_default();
+            match parts.iter().all(|part| message.contains(part)) {
+                true => Ok(message.to_owned()),
+                false => Err(connected.to_string()),
+            }
+        })
+    };
+    let unknown = "spec.kubernetes.resources[0]: the cluster has no kind Widget of example.com/v1";
+    let message = await_message(&[unknown, &forbidden, "watches ConfigMap nevertheless"]);
+    let maps = setup.client();
+    runtime()
+        .block_on(maps.create(&PostParams::default(), &map("a", "yes", "1")))
+        .unwrap();
+    setup.consumer.wait_for(1);
+
+    // What is granted, and what is installed, is watched without a restart.
+    run_grant(shop, &message);
+    setup.plane.admin().apply(WIDGETS);
+    let message = await_message(&[
+        "needs list, watch on widgets.example.com in namespace",
+        "watches Lease, ConfigMap nevertheless",
+    ]);
+    run_grant(shop, &message);
+    setup.await_connected("Connected");
+    shop.apply("apiVersion: example.com/v1\nkind: Widget\nmetadata: {name: w}\n");
+    let received = setup.consumer.wait_for(2);
+    assert_eq!(received[1].header("ce-kind"), Some("Widget"));
+}
+
+const WIDGETS: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {kind: Widget, plural: widgets}
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}]
+"#;
 
 #[test]
 fn data_is_a_patch_or_a_reference_and_never_a_secret() {
