@@ -411,7 +411,7 @@ impl Following<'_> {
             Posted::Rejected { reason, message } => {
                 counters.rejected();
                 self.broker_failure = None;
-                let (namespace, source, id) = (&self.runner.namespace, &self.runner.name, pending.change.id());
+                let (namespace, source, id) = (&self.runner.namespace, &self.runner.name, pending.event.id());
                 tracing::warn!(namespace, source, id, message, "an event is given up");
                 self.work.rejection = Some(GivenUp {
                     at: Timestamp::now(),

@@ -330,8 +330,10 @@ fn changes_are_told_as_far_as_the_author_may_see() {
     let uid = data["metadata"]["uid"].as_str().unwrap();
     let version = data["metadata"]["resourceVersion"].as_str().unwrap();
     let namespace = shop.namespace();
+    let source_uid = shop.get("source/objects")["metadata"]["uid"].clone();
+    let source_uid = source_uid.as_str().unwrap();
     for (name, value) in [
-        ("ce-id", format!("{uid}.{version}")),
+        ("ce-id", format!("{source_uid}.{uid}.{version}")),
         ("ce-source", format!("/api/v1/namespaces/{namespace}/configmaps")),
         (
             "ce-subject",
@@ -541,6 +543,52 @@ spec:
   names: {kind: Widget, plural: widgets}
   versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}]
 "#;
+
+#[test]
+fn sources_of_the_same_objects_are_no_repeats_of_each_other() {
+    let mut setup = Setup::granted();
+    let shop = setup.shop.clone();
+    shop.apply(
+        "apiVersion: weir.dev/v1alpha1\nkind: Broker\nmetadata: {name: default}\nspec: {deduplication: {window: 10m}}\n",
+    );
+    shop.wait_ready("brokers.weir.dev/default");
+    shop.apply(&source(CONFIG_MAPS));
+    let second = source(&format!("{CONFIG_MAPS}, event: {{attributes: {{from: second}}}}"));
+    shop.apply(&second.replace("name: objects", "name: second"));
+    setup.await_connected("Connected");
+    shop.run([
+        "wait",
+        "--for=condition=Connected",
+        "source/second",
+        "--timeout=60s",
+    ]);
+    let maps = setup.client();
+    let post = PostParams::default();
+    runtime()
+        .block_on(maps.create(&post, &map("a", "yes", "1")))
+        .unwrap();
+    let told_by = |received: &[Received], name: &str| -> [usize; 2] {
+        let of = received
+            .iter()
+            .filter(|event| event.header("ce-name") == Some(name));
+        let (second, first): (Vec<_>, Vec<_>) = of.partition(|event| event.header("ce-from").is_some());
+        [first.len(), second.len()]
+    };
+    assert_eq!(told_by(&setup.consumer.wait_for(2), "a"), [1, 1]);
+
+    // Whatever a kill repeats has the same ids, and is stored once.
+    setup.sources.kill();
+    setup.restart_sources();
+    runtime()
+        .block_on(maps.create(&post, &map("b", "yes", "1")))
+        .unwrap();
+    let received = setup.consumer.wait_for(4);
+    setup.assert_accounted();
+    assert_eq!(
+        [told_by(&received, "a"), told_by(&received, "b")],
+        [[1, 1], [1, 1]]
+    );
+}
 
 #[test]
 fn data_is_a_patch_or_a_reference_and_never_a_secret() {

@@ -31,6 +31,9 @@ pub(super) enum EventData<'a> {
 
 /// Makes the event of a change. `object` is `None` if the object was deleted while nobody watched.
 ///
+/// The `id` begins with the UID of the Source: several Sources may tell the same change, each in its own way, and a broker
+/// with deduplication would take only the first. Whoever tells the change again for the same Source uses the same.
+///
 /// # Errors
 /// If it is no valid event, which takes an object with a very strange name.
 pub(super) fn event(
@@ -38,6 +41,7 @@ pub(super) fn event(
     change: &ObservedChange,
     object: Option<&ObservedObject>,
     data: EventData<'_>,
+    source_uid: &str,
     now: Timestamp,
 ) -> Result<Event, Invalid> {
     let ObservedChange {
@@ -53,7 +57,7 @@ pub(super) fn event(
         ChangeKind::Added | ChangeKind::Updated => changed.unwrap_or(now),
     };
     let mut builder = EventBuilder::new()
-        .attribute("id", change.id())
+        .attribute("id", format!("{source_uid}.{}", change.id()))
         .attribute("type", format!("dev.weir.kubernetes.{}", kind.word()))
         .attribute("subject", format!("{source}/{name}"))
         .attribute("source", source)
@@ -143,9 +147,17 @@ mod tests {
     fn event_names_its_object() {
         let object = observed(2);
         let added = change(ChangeKind::Added, Some("shop"));
-        let event = event(&names("apps/v1"), &added, Some(&object), EventData::Object, NOW).unwrap();
+        let event = event(
+            &names("apps/v1"),
+            &added,
+            Some(&object),
+            EventData::Object,
+            "s1",
+            NOW,
+        )
+        .unwrap();
         for (name, value) in [
-            ("id", "5f0a.7"),
+            ("id", "s1.5f0a.7"),
             ("type", "dev.weir.kubernetes.added"),
             ("source", "/apis/apps/v1/namespaces/shop/deployments"),
             ("subject", "/apis/apps/v1/namespaces/shop/deployments/web"),
@@ -160,6 +172,18 @@ mod tests {
             assert_eq!(event.attribute(name), Some(&value.into()), "{name}");
         }
         assert_eq!(data(&event), object.value);
+    }
+
+    #[test]
+    fn events_of_two_sources_have_ids_of_their_own() {
+        let (object, updated) = (observed(2), change(ChangeKind::Updated, Some("shop")));
+        let id = |source_uid| {
+            let (names, data) = (names("apps/v1"), EventData::Object);
+            let event = event(&names, &updated, Some(&object), data, source_uid, NOW).unwrap();
+            (event.source().to_owned(), event.id().to_owned())
+        };
+        assert_ne!(id("s1"), id("s2"));
+        assert_eq!(id("s1"), id("s1"));
     }
 
     #[test]
@@ -200,7 +224,15 @@ mod tests {
             ),
             (deleted, None, EventData::Object, JSON, remains),
         ] {
-            let made = event(&names("apps/v1"), &change(kind, Some("shop")), object, asked, NOW).unwrap();
+            let made = event(
+                &names("apps/v1"),
+                &change(kind, Some("shop")),
+                object,
+                asked,
+                "s1",
+                NOW,
+            )
+            .unwrap();
             assert_eq!(data(&made), expected);
             assert_eq!(made.attribute("datacontenttype"), Some(&content_type.into()));
         }
@@ -209,9 +241,9 @@ mod tests {
     #[test]
     fn objects_of_the_core_and_of_no_namespace_have_their_own_paths() {
         let deleted = change(ChangeKind::Deleted, None);
-        let event = event(&names("v1"), &deleted, None, EventData::Reference, NOW).unwrap();
+        let event = event(&names("v1"), &deleted, None, EventData::Reference, "s1", NOW).unwrap();
         assert_eq!(event.source(), "/api/v1/deployments");
-        assert_eq!(event.id(), "5f0a.5.deleted");
+        assert_eq!(event.id(), "s1.5f0a.5.deleted");
         assert_eq!(event.attribute("namespace"), None);
         assert_eq!(event.attribute("time"), Some(&"1970-01-01T00:00:00Z".into()));
     }

@@ -26,7 +26,7 @@ pub struct ObservedChange {
 }
 
 impl ObservedChange {
-    /// Returns the `id` of the event. Whoever tells the change again, after a crash, uses the same.
+    /// Returns what identifies the change among those of a Source. It is the same when the change is seen again, after a crash.
     #[must_use]
     pub fn id(&self) -> String {
         let Self {

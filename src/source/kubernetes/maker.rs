@@ -122,7 +122,7 @@ impl EventMaker {
             DataForm::Patch => EventData::Patch(before),
             DataForm::Reference => EventData::Reference,
         };
-        let mut made = event(names, change, object, data, now)?;
+        let mut made = event(names, change, object, data, &self.source_uid, now)?;
         if let Some(template) = &self.event {
             let object = match object {
                 Some(object) => Cow::Borrowed(&object.value),
