@@ -764,11 +764,11 @@ fn nothing_is_lost_when_processes_are_killed_again_and_again() {
             .consumer
             .wait_until(PATIENCE * 4, |received| received.len() >= before + count);
     };
-    let mut killed = [0_usize; 3];
-    for round in 0..kills() * 3 {
+    let mut killed = [0_usize; 4];
+    for round in 0..kills() * 4 {
         // Some way into the work, at another moment each time.
         more_events(&setup, 5 + fastrand::usize(0..40));
-        let victim = round as usize % 3;
+        let victim = round as usize % 4;
         killed[victim] += 1;
         match victim {
             0 => {
@@ -776,6 +776,11 @@ fn nothing_is_lost_when_processes_are_killed_again_and_again() {
                 setup.restart_sources();
             }
             1 => setup.weir.kill_and_restart_router(),
+            // As when its pod is deleted.
+            2 => {
+                setup.sources.terminate();
+                setup.restart_sources();
+            }
             _ => {
                 setup.plane.stop_api_server();
                 setup.plane.start_api_server();
@@ -802,10 +807,12 @@ fn nothing_is_lost_when_processes_are_killed_again_and_again() {
     );
     assert!(times.values().all(|&times| times <= 1 + kills), "{times:?}");
     eprintln!(
-        "killed: weir sources {}, router {}, API server {}; {changed} changes, {} events, 0 final states lost, {repeats} repeats",
+        "killed: weir sources {}, router {}, pod of weir sources {}, API server {}; {changed} changes, {} events, 0 final states \
+         lost, 0 changes stuck, {repeats} repeats",
         killed[0],
         killed[1],
         killed[2],
+        killed[3],
         times.len()
     );
 }
