@@ -156,9 +156,9 @@ bench-producers: rust ## Measure what it costs to check producers by their token
 	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=1 $(CARGO) test --locked --release $(test_features) --test integration producers::costs -- --nocapture
 
 .PHONY: faults
-faults: rust ## Kill routers and NATS servers hundreds of times, break their disks and Sinks, and count what arrives
+faults: rust ## Kill routers, NATS servers and weir sources hundreds of times, break their disks and Sinks, and count what arrives
 	assets="$$(tests/kubernetes/build.sh)" nats="$$(tests/nats/build.sh)"
-	KUBEBUILDER_ASSETS="$$assets" WEIR_NATS="$$nats" WEIR_KILLS=200 $(CARGO) test --locked --release $(test_features) --test integration faults:: -- --nocapture
+	KUBEBUILDER_ASSETS="$$assets" WEIR_NATS="$$nats" WEIR_KILLS=200 $(CARGO) test --locked --release $(test_features) --test integration -- faults:: kubernetes_source::nothing_is_lost --nocapture
 
 # A minute shows that nothing broke; what is to be found takes longer. A target is one of fuzz/fuzz_targets, or all.
 FUZZ_SECONDS ?= 60

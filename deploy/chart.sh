@@ -22,6 +22,12 @@ if [[ $(grep --count '^  unhealthyPodEvictionPolicy: AlwaysAllow' <<<"$manifests
   wrong "a PodDisruptionBudget does not let pods go that are not ready"
 fi
 
+# The alert about a process that runs only where Sources of kind kubernetes do.
+alerts() { render weir --set prometheusRule.enabled=true --set sources.enabled="$1" | grep --count '^    - alert: WeirSourcesAbsent' || true; }
+if [[ $(alerts true)$(alerts false) != 10 ]]; then
+  wrong "the alert WeirSourcesAbsent is not there exactly if sources.enabled is true"
+fi
+
 # Without quotes YAML reads some names as numbers and booleans, which the API server rejects. The values in ci/ have such names.
 strange() { render weir --namespace 2024 --values charts/weir/ci/everything-values.yaml "$@"; }
 manifests=$(

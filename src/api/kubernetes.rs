@@ -1,8 +1,11 @@
 //! The kind kubernetes of a Source.
 
+use std::collections::BTreeMap;
+
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Changes of objects in the cluster, each of which becomes an event. Objects that exist when the Source is created are
 /// told as added.
@@ -47,6 +50,41 @@ pub struct KubernetesSource {
     /// Data of the events. Default: Object.
     #[serde(default)]
     pub data: ObjectData,
+
+    /// How the event of a change is made. Values may contain ${EXPRESSION}, a CEL expression as in a cel filter; $${ stands for
+    /// the text ${. The variables are object, the object, or what is known of a deleted one; oldObject, the version that was
+    /// seen before, or null if there is none or it is not known, as after a restart; change, which is 'added', 'updated' or
+    /// 'deleted'; and event, the event as it would be without these fields, with event.kind, event.namespace and event.name. A
+    /// change for which an expression fails is given up: status.lastRejection says why. Default: attributes that name the
+    /// change and the object, and the data that the field data says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<ObjectEvent>,
+}
+
+/// How the event of a change is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectEvent {
+    /// Context attributes and extensions, with their values, for example type: com.example.deployment.${change}. All but
+    /// specversion, traceparent, tracestate and names that begin with weir can be set. An extension that is exactly one
+    /// ${EXPRESSION} may be a Boolean or an integer of 32 bits; every other value is text. At most 32. Default: those of the
+    /// object, such as type dev.weir.kubernetes.updated.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 4096}))]
+    #[x_kube(
+        validation = ("self.all(name, name.matches('^[a-z0-9]+$') && name != 'data')", "attribute names are lower-case letters and digits"),
+        validation = ("!self.exists(name, name in ['specversion', 'traceparent', 'tracestate'] || name.startsWith('weir'))", "specversion, traceparent, tracestate and names that begin with weir cannot be set")
+    )]
+    pub attributes: BTreeMap<String, String>,
+
+    /// Data: a template of any JSON value, as in a Trigger's transform. For example:
+    ///   data:
+    ///     image: ${object.spec.template.spec.containers[0].image}
+    ///     replicas: ${object.spec.replicas}
+    /// Default: what the field data of the Source says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::any_json")]
+    pub data: Option<Value>,
 }
 
 /// A kind of object, and which objects of it.

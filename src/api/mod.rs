@@ -31,7 +31,7 @@ pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimi
 pub use destination::{AddressableRef, Destination, DestinationRef, Scheme, ServicePort, ServiceTarget};
 pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};
 pub use headers::is_reserved_header;
-pub use kubernetes::{KubernetesSource, ObjectChange, ObjectData, ObjectSelection};
+pub use kubernetes::{KubernetesSource, ObjectChange, ObjectData, ObjectEvent, ObjectSelection};
 pub use sink::{
     Authorization, ClientCertificate, ClientCredentials, ContentMode, Header, NamespaceSelector,
     SecretKeyRef, SecretValue, ServiceAccountToken, Signature, Sink, SinkSpec, SinkStatus, SinkTls,

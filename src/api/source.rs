@@ -174,8 +174,8 @@ pub struct SourceStatus {
     pub observed_generation: Option<i64>,
 
     /// Ready: the Source is in force, a schedule runs, and objects are watched. Connected: events come. True if requests were
-    /// accepted, each scheduled time has its event, or the objects are watched; Unknown before the first request. If False,
-    /// reason and message say what to do.
+    /// accepted, each scheduled time has its event, or the objects are watched; Unknown before the first request, or while the objects
+    /// are listed. If False, reason and message say what to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -194,7 +194,8 @@ pub struct SourceStatus {
     #[schemars(extend("format" = "date-time"))]
     pub last_event_time: Option<String>,
 
-    /// The last request of a webhook that was rejected. Updated as rarely as lastEventTime.
+    /// The last request of a webhook that was rejected, or the last change of an object that was given up, because no event
+    /// can be made of it or the broker will never accept it. Updated as rarely as lastEventTime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_rejection: Option<SourceRejectionStatus>,
 
@@ -204,15 +205,16 @@ pub struct SourceStatus {
     pub waiting_since: Option<String>,
 }
 
-/// A request that was rejected.
+/// A request that was rejected, or a change that was given up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceRejectionStatus {
-    /// When it came.
+    /// When it came, or was given up.
     #[schemars(extend("format" = "date-time"))]
     pub time: String,
 
-    /// Why it was rejected: the reason in the response and in the metric weir_webhook_requests_total.
+    /// Why: of a request, the reason in the response and in the metric weir_webhook_requests_total; of a change,
+    /// mapping_failed if an expression of spec.kubernetes.event fails, filter_failed, or the reason of the broker.
     pub reason: String,
 
     /// What is wrong with it.

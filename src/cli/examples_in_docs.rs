@@ -65,10 +65,15 @@ fn resources_in_docs_are_valid() {
     assert!(shown > 0, "found no examples");
 }
 
-/// The examples of webhooks, and the tests of them on the same page.
+/// The examples of Sources, and the tests of them on the same page.
 #[test]
-fn tests_of_webhooks_in_docs_pass() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/webhooks.md");
+fn tests_of_sources_in_docs_pass() {
+    for page in ["docs/webhooks.md", "docs/kubernetes-source.md"] {
+        tests_of_page_pass(&Path::new(env!("CARGO_MANIFEST_DIR")).join(page));
+    }
+}
+
+fn tests_of_page_pass(page: &Path) {
     let text = fs::read_to_string(page).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut files = Vec::new();

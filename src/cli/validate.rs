@@ -18,6 +18,7 @@ use super::{
     misspelt,
 };
 use crate::{
+    api::SourceSpec,
     resolve::{ADDRESS_MISSING, ADDRESS_NOT_ALLOWED, ADDRESS_UNSUPPORTED},
     routing::Configuration,
 };
@@ -65,12 +66,25 @@ pub enum ValidateOutput {
 pub struct Checked {
     /// The resulting routing configuration.
     pub configuration: Configuration,
+    /// The Sources, of which the configuration has only what routers need.
+    pub sources: Vec<CheckedSource>,
     /// Number of Weir resources.
     pub resources: usize,
     /// Problems that would be rejected, or keep a resource from working.
     pub errors: Vec<ManifestProblem>,
     /// Problems that the files alone cannot confirm.
     pub warnings: Vec<ManifestProblem>,
+}
+
+/// A Source in the files, which may have errors.
+#[derive(Debug)]
+pub struct CheckedSource {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Specification.
+    pub spec: SourceSpec,
 }
 
 #[derive(Serialize)]
@@ -95,6 +109,7 @@ pub fn run(args: ValidateArgs) -> anyhow::Result<()> {
     } = args;
     let Checked {
         configuration: _,
+        sources: _,
         resources,
         errors,
         warnings,
@@ -220,12 +235,26 @@ pub fn check(paths: Vec<PathBuf>, recursive: bool, strict: bool) -> anyhow::Resu
         let each: BTreeSet<_> = std::mem::take(problems).into_iter().collect();
         problems.extend(each);
     }
+    let resources = manifests.len();
     Ok(Checked {
         configuration,
-        resources: manifests.len(),
+        sources: manifests.into_iter().filter_map(source).collect(),
+        resources,
         errors,
         warnings,
     })
+}
+
+fn source(manifest: Manifest) -> Option<CheckedSource> {
+    let (_, namespace, name) = manifest.key();
+    match manifest.resource {
+        Resource::Source(source) => Some(CheckedSource {
+            namespace,
+            name,
+            spec: source.spec,
+        }),
+        Resource::Broker(_) | Resource::Trigger(_) | Resource::Sink(_) => None,
+    }
 }
 
 /// Whether something is unresolved because the cluster sets the URL of an object. Unless `strict`, an object that is not
@@ -440,6 +469,23 @@ mod tests {
             let expected = format!("Sink {namespace}/audit has errors; fix them first");
             assert!(errors[0].contains(&expected), "{errors:?}");
         }
+    }
+
+    #[test]
+    fn how_the_event_of_a_change_is_made_is_checked() {
+        let source = |value: &str| {
+            format!(
+                "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {{name: web, namespace: shop}}\nspec:\n  kubernetes:\n    \
+                 serviceAccountName: viewer\n    resources: [{{apiVersion: v1, kind: Pod}}]\n    event:\n      \
+                 attributes: {{phase: '{value}'}}\n"
+            )
+        };
+        let good = source("${change}-${object.status.phase}");
+        assert_eq!(told(&[&good], false), (vec![], vec![]));
+        let (errors, _) = told(&[&source("${pod.status.phase}")], false);
+        let expected = "m.yaml:9:20: Source shop/web: spec.kubernetes.event.attributes.phase: column 3: there is no pod: the \
+                        variables are object";
+        assert!(errors.len() == 1 && errors[0].starts_with(expected), "{errors:?}");
     }
 
     #[test]

@@ -65,8 +65,12 @@ pub(super) struct BrokerClient {
 pub(super) enum Posted {
     /// It is durable.
     Accepted,
-    /// It will never be accepted: why.
-    Rejected(String),
+    /// It will never be accepted.
+    Rejected {
+        /// The router's word for why.
+        reason: String,
+        message: String,
+    },
     /// It may be accepted later.
     Refused {
         problem: Finding,
@@ -202,7 +206,10 @@ fn judge(url: &str, status: StatusCode, headers: &http::HeaderMap, body: &[u8]) 
     match status.as_u16() {
         401 => refused("BrokerRefuses", true),
         429 => refused("BrokerBusy", false),
-        400..=499 if is_verdict => Posted::Rejected(said),
+        400..=499 if is_verdict => Posted::Rejected {
+            reason: reason.to_owned(),
+            message: said,
+        },
         // Somebody can change who may post, apply the broker, or correct the URL.
         400..=499 => refused("BrokerRefuses", false),
         _ => refused("BrokerUnavailable", false),
@@ -223,8 +230,9 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             match judge("http://b/", status, &headers, body.as_bytes()) {
                 Posted::Accepted => "accepted".to_owned(),
-                Posted::Rejected(said) => {
-                    assert!(said.ends_with(": because"), "{said}");
+                Posted::Rejected { reason: why, message } => {
+                    assert_eq!(why, reason);
+                    assert!(message.ends_with(": because"), "{message}");
                     "rejected".to_owned()
                 }
                 Posted::Refused { problem, after, .. } => {

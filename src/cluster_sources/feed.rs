@@ -58,7 +58,7 @@ pub(super) struct ObjectFeed {
     labels: Option<String>,
     fields: Option<String>,
     is_namespaced: bool,
-    failure: Option<(Finding, Instant)>,
+    failure: Option<(KindProblem, Instant)>,
     trouble: Option<Trouble>,
 }
 
@@ -68,7 +68,7 @@ struct Trouble {
     last: Instant,
     failures: u32,
     /// What the status says once they have lasted.
-    finding: Finding,
+    problem: KindProblem,
 }
 
 /// What a failed watch asks for.
@@ -82,40 +82,58 @@ pub(super) enum FeedFailure {
     UnknownKind,
 }
 
-/// Asks the API server how the kinds are called, and prepares a feed for each kind and namespace.
+/// Why a kind, or the objects of one in a namespace, cannot be watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KindProblem {
+    pub(super) finding: Finding,
+    /// The commands that grant what is missing.
+    pub(super) grant: Option<String>,
+}
+
+impl From<Finding> for KindProblem {
+    fn from(finding: Finding) -> Self {
+        Self { finding, grant: None }
+    }
+}
+
+/// Asks the API server how a kind of the plan is called, and prepares a feed of it for each namespace.
 ///
 /// # Errors
 /// What is wrong.
-pub(super) async fn discover(client: &Client, plan: &KubernetesPlan) -> Result<Vec<ObjectFeed>, Finding> {
-    let mut feeds = Vec::new();
-    for (index, planned) in plan.kinds.iter().enumerate() {
-        let (resource, capabilities) = find(client, index, planned).await?;
-        let is_namespaced = capabilities.scope == Scope::Namespaced;
-        let namespaces: Vec<_> = match &plan.namespaces {
-            Some(namespaces) if is_namespaced => namespaces.iter().cloned().map(Some).collect(),
-            _ => vec![None],
-        };
-        let names = Arc::new(KindNames {
-            api_version: resource.api_version.clone(),
-            kind: resource.kind.clone(),
-            plural: resource.plural.clone(),
-        });
-        let kind = ObjectKey::kind_of(&resource.kind, &resource.group);
-        feeds.extend(namespaces.into_iter().map(|namespace| ObjectFeed {
-            names: names.clone(),
-            kind: kind.clone(),
-            namespace,
-            listing: None,
-            is_listed: false,
-            resource: resource.clone(),
-            labels: planned.labels.clone(),
-            fields: planned.fields.clone(),
-            is_namespaced,
-            failure: None,
-            trouble: None,
-        }));
-    }
-    Ok(feeds)
+pub(super) async fn discover(
+    client: &Client,
+    plan: &KubernetesPlan,
+    index: usize,
+) -> Result<Vec<ObjectFeed>, Finding> {
+    let Some(planned) = plan.kinds.get(index) else {
+        return Ok(Vec::new());
+    };
+    let (resource, capabilities) = find(client, index, planned).await?;
+    let is_namespaced = capabilities.scope == Scope::Namespaced;
+    let namespaces: Vec<_> = match &plan.namespaces {
+        Some(namespaces) if is_namespaced => namespaces.iter().cloned().map(Some).collect(),
+        _ => vec![None],
+    };
+    let names = Arc::new(KindNames {
+        api_version: resource.api_version.clone(),
+        kind: resource.kind.clone(),
+        plural: resource.plural.clone(),
+    });
+    let kind = ObjectKey::kind_of(&resource.kind, &resource.group);
+    let feed = |namespace| ObjectFeed {
+        names: names.clone(),
+        kind: kind.clone(),
+        namespace,
+        listing: None,
+        is_listed: false,
+        resource: resource.clone(),
+        labels: planned.labels.clone(),
+        fields: planned.fields.clone(),
+        is_namespaced,
+        failure: None,
+        trouble: None,
+    };
+    Ok(namespaces.into_iter().map(feed).collect())
 }
 
 async fn find(
@@ -179,12 +197,6 @@ impl ObjectFeed {
         begun_anew(begin).default_backoff().boxed()
     }
 
-    /// Whether an object would be in here.
-    pub(super) fn covers(&self, kind: &str, namespace: Option<&str>) -> bool {
-        let is_there = self.namespace.is_none() || self.namespace.as_deref() == namespace;
-        *self.kind == *kind && is_there
-    }
-
     /// Takes note that the watch works.
     pub(super) fn works(&mut self) {
         self.failure = None;
@@ -197,21 +209,25 @@ impl ObjectFeed {
         let code = code(error);
         self.lasts(error, code);
         let is_list = matches!(error, watcher::Error::InitialListFailed(_));
-        let finding = match code {
-            Some(403) => Some(self.forbidden(account, source)),
-            Some(400 | 422) => Some(Finding::bad(
+        let bad = |reason, message: String| Some(KindProblem::from(Finding::bad(reason, message)));
+        let kind = &self.names.kind;
+        let problem = match code {
+            // Whoever may not list may not be asked whether he may watch.
+            Some(403) if is_list => Some(self.forbidden("list, watch", account, source)),
+            Some(403) => Some(self.forbidden("watch", account, source)),
+            Some(400 | 422) => bad(
                 "InvalidSelector",
-                format!("{} cannot be selected like this: {error}", self.names.kind),
-            )),
+                format!("{kind} cannot be selected like this: {error}"),
+            ),
             // Told if it lasts.
             _ if !is_list => None,
-            _ => Some(Finding::bad(
+            _ => bad(
                 "ApiServerUnavailable",
-                format!("cannot list {}: {error}; retrying", self.names.kind),
-            )),
+                format!("cannot list {kind}: {error}; retrying"),
+            ),
         };
-        if let Some(finding) = finding {
-            self.failure = Some((finding, Instant::now()));
+        if let Some(problem) = problem {
+            self.failure = Some((problem, Instant::now()));
         }
         match code {
             Some(401) => FeedFailure::Unauthenticated,
@@ -221,7 +237,7 @@ impl ObjectFeed {
     }
 
     /// Returns what is wrong, if something is.
-    pub(super) fn problem(&self) -> Option<&Finding> {
+    pub(super) fn problem(&self) -> Option<&KindProblem> {
         let failure = self.failure.as_ref();
         let failure = failure.filter(|(_, since)| !self.is_listed || since.elapsed() < FAILED_FOR);
         let trouble = self.trouble.as_ref().filter(|trouble| {
@@ -229,8 +245,8 @@ impl ObjectFeed {
                 && trouble.since.elapsed() >= TOLD_AFTER
                 && trouble.last.elapsed() < FAILED_FOR
         });
-        let lasting = trouble.map(|trouble| &trouble.finding);
-        failure.map(|(finding, _)| finding).or(lasting)
+        let lasting = trouble.map(|trouble| &trouble.problem);
+        failure.map(|(problem, _)| problem).or(lasting)
     }
 
     /// Takes note of how long a watch fails. One that fails after its first list is retried without another list.
@@ -245,14 +261,15 @@ impl ObjectFeed {
             since: before.as_ref().map_or(now, |trouble| trouble.since),
             last: now,
             failures: before.map_or(0, |trouble| trouble.failures).saturating_add(1),
-            finding: Finding::bad(
+            problem: KindProblem::from(Finding::bad(
                 "ApiServerUnavailable",
                 format!("cannot watch {}: {error}; retrying", self.names.kind),
-            ),
+            )),
         });
     }
 
-    fn forbidden(&self, account: &str, home: &str) -> Finding {
+    /// `verbs` are those of the rule that is missing.
+    fn forbidden(&self, verbs: &str, account: &str, home: &str) -> KindProblem {
         let ApiResource { group, plural, .. } = &self.resource;
         let resource = match group.is_empty() {
             true => plural.clone(),
@@ -282,13 +299,17 @@ impl ObjectFeed {
                 ),
             ),
         };
-        Finding::bad(
-            "Forbidden",
-            format!(
-                "ServiceAccount {account:?} in namespace {home:?} may not list and watch {resource}{place}; to grant \
-                 access, run: {grant}"
-            ),
-        )
+        let KindNames {
+            api_version, kind, ..
+        } = &*self.names;
+        let message = format!(
+            "{kind} of {api_version} is not watched: ServiceAccount {account:?} in namespace {home:?} needs {verbs} on \
+             {resource}{place}"
+        );
+        KindProblem {
+            finding: Finding::bad("Forbidden", message),
+            grant: Some(grant),
+        }
     }
 }
 
@@ -365,12 +386,12 @@ mod tests {
             wait(25).await;
         }
         fail(&mut feed, 503);
-        assert_eq!(feed.problem().unwrap().reason, "ApiServerUnavailable");
+        let finding = &feed.problem().unwrap().finding;
+        assert_eq!(finding.reason, "ApiServerUnavailable");
         assert!(
-            feed.problem()
-                .unwrap()
-                .message
-                .starts_with("cannot watch ConfigMap: ")
+            finding.message.starts_with("cannot watch ConfigMap: "),
+            "{}",
+            finding.message
         );
         // It is retried within a minute, so that none has failed for longer than that says that it works.
         wait(FAILED_FOR.as_secs()).await;
@@ -390,6 +411,27 @@ mod tests {
             wait(25).await;
         }
         assert_eq!(feed.problem(), None, "a list follows each");
+    }
+
+    #[tokio::test]
+    async fn a_forbidden_kind_names_the_rule_that_is_missing() {
+        let mut feed = feed();
+        for (error, verbs) in [
+            (watcher::Error::InitialListFailed(answer(403)), "list, watch"),
+            (watcher::Error::WatchStartFailed(answer(403)), "watch"),
+        ] {
+            feed.failed(&error, "viewer", "home");
+            let KindProblem { finding, grant } = feed.problem().unwrap().clone();
+            let expected = format!(
+                "ConfigMap of v1 is not watched: ServiceAccount \"viewer\" in namespace \"home\" needs {verbs} on configmaps in \
+                 namespace \"shop\""
+            );
+            assert_eq!((finding.reason, finding.message), ("Forbidden", expected));
+            let expected = "kubectl create role weir-source-viewer-configmaps --verb=list,watch --resource=configmaps -n shop && kubectl create \
+                 rolebinding weir-source-viewer-configmaps --role=weir-source-viewer-configmaps --serviceaccount=home:viewer -n shop";
+            assert_eq!(grant.as_deref(), Some(expected));
+            feed.is_listed = false;
+        }
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::source::kubernetes::ChangeKind;
+use crate::routing::ChangeKind;
 
 /// By namespace and name.
 type SourceCountersByName = BTreeMap<(String, String), Arc<SourceCounters>>;
@@ -48,12 +48,10 @@ pub(super) struct SourceCounters {
     connected: AtomicU64,
 }
 
-const KINDS: [ChangeKind; 3] = [ChangeKind::Added, ChangeKind::Updated, ChangeKind::Deleted];
-
 impl SourceCounters {
     /// Counts a change that was seen.
     pub(super) fn changed(&self, kind: ChangeKind) {
-        for (counted, count) in KINDS.iter().zip(&self.changes) {
+        for (counted, count) in ChangeKind::ALL.iter().zip(&self.changes) {
             if *counted == kind {
                 count.fetch_add(1, Relaxed);
             }
@@ -211,7 +209,7 @@ impl Collector for SourcesMetrics {
             MetricType::Counter,
         )?;
         for ((namespace, source), counters) in &sources {
-            for (kind, count) in KINDS.iter().zip(&counters.changes) {
+            for (kind, count) in ChangeKind::ALL.iter().zip(&counters.changes) {
                 let labels = [
                     ("namespace", namespace.as_str()),
                     ("source", source),

@@ -17,7 +17,8 @@ mod account_client;
 mod account_tokens;
 mod broker;
 mod feed;
-
+mod given_up;
+mod kinds;
 mod metrics;
 mod process;
 mod queue;

@@ -1,28 +1,24 @@
 //! The changes of a Source that wait to be told, in order for each object.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{metrics::SourceCounters, records::SOURCE_UID};
+use super::{given_up::GivenUp, metrics::SourceCounters, records::SOURCE_UID};
 use crate::{
-    api::{ObjectChange, ObjectData},
     cloudevents::Event,
-    filter::CompiledFilter,
-    source::kubernetes::{
-        ChangeKind, EventData, KindNames, Ledger, ObjectKey, ObservedChange, ObservedObject, event,
-    },
+    source::kubernetes::{EventMaker, KindNames, Ledger, ObjectKey, ObservedChange, ObservedObject},
 };
 
 /// Limits of the changes that wait before watches are read on: their number, and the bytes of their events.
 const MAX_WAITING: usize = 256;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// Maximum bytes of the versions that patches are made from.
+/// Maximum bytes of the versions that patches and expressions are evaluated on.
 const MAX_VERSIONS: usize = 8 * 1024 * 1024;
 
 /// Maximum number of objects of a Source. Their records fit into the ConfigMaps.
@@ -48,27 +44,18 @@ enum Outcome {
     Event(Arc<Event>),
     /// It is not to be told.
     Filtered,
-    /// No event can be made of it, or a filter fails: why.
-    Failed(String),
-}
-
-/// How events are made.
-pub(super) struct EventPlan {
-    pub(super) changes: BTreeSet<ObjectChange>,
-    pub(super) data: ObjectData,
-    pub(super) filter: CompiledFilter,
-    /// UID of the Source, whose own status it does not tell.
-    pub(super) source_uid: String,
+    /// No event can be made of it, or a filter fails.
+    Failed(GivenUp),
 }
 
 /// The changes of a Source.
 pub(super) struct ChangeQueue {
     pub(super) ledger: Ledger,
-    plan: EventPlan,
+    maker: EventMaker,
     waiting: VecDeque<WaitingChange>,
     bytes: usize,
-    /// Why a change could last not be told, for reasons of its own.
-    pub(super) failure: Option<String>,
+    /// Why a change or its event was last given up.
+    pub(super) rejection: Option<GivenUp>,
     /// Objects with a change that is being told.
     busy: HashSet<ObjectKey>,
     versions: LastVersions,
@@ -76,13 +63,13 @@ pub(super) struct ChangeQueue {
 }
 
 impl ChangeQueue {
-    pub(super) fn new(ledger: Ledger, plan: EventPlan, counters: Arc<SourceCounters>) -> Self {
+    pub(super) fn new(ledger: Ledger, maker: EventMaker, counters: Arc<SourceCounters>) -> Self {
         Self {
             ledger,
-            plan,
+            maker,
             waiting: VecDeque::new(),
             bytes: 0,
-            failure: None,
+            rejection: None,
             busy: HashSet::new(),
             versions: LastVersions::default(),
             counters,
@@ -110,7 +97,7 @@ impl ChangeQueue {
             }
         };
         let is_record = names.kind == "ConfigMap" && object.has_label(SOURCE_UID);
-        (!is_record && object.uid != self.plan.source_uid).then_some(object)
+        (!is_record && object.uid != self.maker.source_uid()).then_some(object)
     }
 
     /// Takes note of an object that exists.
@@ -125,7 +112,7 @@ impl ChangeQueue {
         if let Some(change) = self.ledger.exists(&key, &object.place, &object.version) {
             self.enqueue(names, change, Some(object), now);
         }
-        if self.plan.data == ObjectData::Patch {
+        if self.maker.needs_versions() {
             self.versions.insert(key, &object.value);
         }
     }
@@ -155,8 +142,9 @@ impl ChangeQueue {
         now: Timestamp,
     ) {
         for change in self.ledger.are_all(kind, namespace, listed) {
-            self.versions.remove(&change.key);
+            let key = change.key.clone();
             self.enqueue(names, change, None, now);
+            self.versions.remove(&key);
         }
     }
 
@@ -188,24 +176,19 @@ impl ChangeQueue {
         object: Option<&ObservedObject>,
         now: Timestamp,
     ) -> Outcome {
-        if !self.plan.changes.contains(&wanted(change.kind)) {
-            return Outcome::Filtered;
-        }
-        let data = match self.plan.data {
-            ObjectData::Object => EventData::Object,
-            ObjectData::Patch => EventData::Patch(self.versions.get(&change.key)),
-            ObjectData::Reference => EventData::Reference,
-        };
-        let made = event(names, change, object, data, now)
-            .map_err(|invalid| invalid.to_string())
-            .and_then(|event| Ok(self.plan.filter.try_matches(&event)?.then_some(event)));
-        match made {
+        let before = self.versions.get(&change.key);
+        match self.maker.make(names, change, object, before, now) {
             Ok(Some(event)) => Outcome::Event(event.into()),
             Ok(None) => Outcome::Filtered,
-            Err(problem) => {
+            Err(rejection) => {
                 let (object, kind) = (&change.place.name, &names.kind);
+                let problem = rejection.to_string();
                 tracing::warn!(kind, object, problem, "a change of an object cannot be told");
-                Outcome::Failed(format!("{kind} {object:?}: {problem}"))
+                Outcome::Failed(GivenUp {
+                    at: now,
+                    reason: rejection.label().to_owned(),
+                    message: format!("{kind} {object:?}: {problem}"),
+                })
             }
         }
     }
@@ -239,9 +222,9 @@ impl ChangeQueue {
                     });
                 }
                 Outcome::Filtered => self.counters.filtered(),
-                Outcome::Failed(problem) => {
+                Outcome::Failed(rejection) => {
                     self.counters.failed();
-                    self.failure = Some(problem);
+                    self.rejection = Some(rejection);
                 }
             }
             self.ledger.told(&change);
@@ -270,15 +253,7 @@ fn key(kind: &Arc<str>, object: &ObservedObject) -> ObjectKey {
     }
 }
 
-fn wanted(kind: ChangeKind) -> ObjectChange {
-    match kind {
-        ChangeKind::Added => ObjectChange::Added,
-        ChangeKind::Updated => ObjectChange::Updated,
-        ChangeKind::Deleted => ObjectChange::Deleted,
-    }
-}
-
-/// The last versions of objects, from which patches are made, as far as there is memory for them.
+/// The last versions of objects, as far as there is memory for them.
 #[derive(Default)]
 struct LastVersions {
     objects: HashMap<ObjectKey, (Value, usize)>,
@@ -311,19 +286,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{filter::Expression, source::kubernetes::SHARDS};
+    use crate::{
+        filter::Expression,
+        routing::{ChangeKind, DataForm, ObjectEvents},
+        source::kubernetes::SHARDS,
+    };
 
-    fn work(data: ObjectData, changes: &[ObjectChange], filters: &[Expression]) -> ChangeQueue {
-        let plan = EventPlan {
+    fn work(data: DataForm, changes: &[ChangeKind], filters: &[Expression]) -> ChangeQueue {
+        let events = ObjectEvents {
             changes: changes.iter().copied().collect(),
             data,
-            filter: CompiledFilter::compile(filters).unwrap(),
-            source_uid: "own".to_owned(),
+            event: None,
         };
-        ChangeQueue::new(Ledger::restore([]), plan, Arc::default())
+        let maker = EventMaker::compile(&events, filters, "own").unwrap();
+        ChangeQueue::new(Ledger::restore([]), maker, Arc::default())
     }
-
-    const ALL: [ObjectChange; 3] = [ObjectChange::Added, ObjectChange::Updated, ObjectChange::Deleted];
 
     fn names() -> KindNames {
         KindNames {
@@ -358,7 +335,7 @@ mod tests {
 
     #[test]
     fn changes_of_an_object_are_told_one_after_the_other() {
-        let mut work = work(ObjectData::Object, &ALL, &[]);
+        let mut work = work(DataForm::Object, &ChangeKind::ALL, &[]);
         show(&mut work, "a", "1");
         show(&mut work, "a", "2");
         show(&mut work, "b", "3");
@@ -375,7 +352,7 @@ mod tests {
     #[test]
     fn what_is_not_wanted_is_settled_in_its_turn() {
         let only = [Expression::Exact([("name".to_owned(), "a".to_owned())].into())];
-        let mut work = work(ObjectData::Object, &[ObjectChange::Added], &only);
+        let mut work = work(DataForm::Object, &[ChangeKind::Added], &only);
         show(&mut work, "a", "1");
         show(&mut work, "b", "1");
         show(&mut work, "a", "2");
@@ -392,21 +369,48 @@ mod tests {
     fn each_change_is_counted_once() {
         let failing = [Expression::Cel("event.absent == 'a'".to_owned())];
         let counters = Arc::<SourceCounters>::default();
-        let mut work = work(ObjectData::Object, &[ObjectChange::Added], &failing);
+        let mut work = work(DataForm::Object, &[ChangeKind::Added], &failing);
         work.counters = counters.clone();
         show(&mut work, "a", "1");
         show(&mut work, "a", "2");
         save(&mut work);
         assert!(work.next().is_none());
-        assert!(work.failure.is_some());
+        assert!(work.rejection.is_some());
         show(&mut work, "b", "1");
         drop(work);
         assert_eq!(counters.settled(), [0, 1, 0, 1, 1]);
     }
 
     #[test]
+    fn an_object_whose_event_cannot_be_made_blocks_no_other() {
+        let events = ObjectEvents {
+            changes: ChangeKind::ALL.into(),
+            data: DataForm::Object,
+            event: Some(serde_json::from_value(json!({"data": "${object.data.n + 'x'}"})).unwrap()),
+        };
+        let mut work = work(DataForm::Object, &ChangeKind::ALL, &[]);
+        work.maker = EventMaker::compile(&events, &[], "own").unwrap();
+        let mut broken = object("a", "1", json!({}));
+        broken["data"]["n"] = 5.into();
+        let broken = work.read(&names(), broken).unwrap();
+        work.exists(&names(), &"ConfigMap.core".into(), &broken, Timestamp::UNIX_EPOCH);
+        show(&mut work, "b", "1");
+        save(&mut work);
+        assert_eq!(taken(&mut work), ["b.1"]);
+        let rejection = work.rejection.as_ref().unwrap();
+        assert_eq!(rejection.reason, "mapping_failed");
+        assert_eq!(
+            rejection.message,
+            "ConfigMap \"a\": spec.kubernetes.event.data: + does not take int and string"
+        );
+        assert_eq!(work.pending(), 1, "the other one is in flight");
+        show(&mut work, "a", "2");
+        assert_eq!(taken(&mut work), ["a.2"]);
+    }
+
+    #[test]
     fn own_objects_are_not_told() {
-        let work = work(ObjectData::Object, &ALL, &[]);
+        let work = work(DataForm::Object, &ChangeKind::ALL, &[]);
         let labels = json!({SOURCE_UID: "x"});
         assert_eq!(work.read(&names(), object("a", "1", labels)), None);
         assert_eq!(work.read(&names(), object("own", "1", json!({}))), None);
@@ -415,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_patch_is_from_the_version_before() {
-        let mut work = work(ObjectData::Patch, &ALL, &[]);
+        let mut work = work(DataForm::Patch, &ChangeKind::ALL, &[]);
         show(&mut work, "a", "1");
         show(&mut work, "a", "2");
         save(&mut work);
@@ -430,7 +434,7 @@ mod tests {
 
     #[test]
     fn watches_wait_while_much_is_to_be_told() {
-        let mut work = work(ObjectData::Object, &ALL, &[]);
+        let mut work = work(DataForm::Object, &ChangeKind::ALL, &[]);
         for number in 0..MAX_WAITING {
             assert!(work.has_room());
             show(&mut work, &number.to_string(), "1");

@@ -11,12 +11,16 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
-use crate::{api, resolve::Finding};
+use super::given_up::GivenUp;
+use crate::{
+    api::{self, SourceRejectionStatus},
+    resolve::Finding,
+};
 
 /// Field manager, as `kubectl` shows it.
 const FIELD_MANAGER: &str = "weir-sources";
 
-/// Interval at which the time of the last event is written.
+/// Interval at which the time of the last event and the last rejection are written.
 const LAST_EVENT_EVERY: Duration = Duration::from_secs(60);
 
 /// Minimum time between two writes; and before one that changes only the message, which may have numbers that move.
@@ -29,8 +33,92 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// What is told of a Source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ConnectionReport {
-    pub(super) connected: Finding,
+    pub(super) connection: SourceConnection,
+    pub(super) activity: Activity,
+}
+
+/// Whether a Source is connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SourceConnection {
+    Known(Finding),
+    /// It is not known before the objects are listed, which this says.
+    Listing(String),
+}
+
+impl SourceConnection {
+    pub(super) fn holds(&self) -> bool {
+        matches!(self, Self::Known(finding) if finding.holds)
+    }
+
+    fn condition(&self, generation: i64, before: &[Condition], now: &Time) -> Condition {
+        match self {
+            Self::Known(finding) => finding.condition(api::CONNECTED, generation, before, now),
+            Self::Listing(message) => Finding::bad("Listing", message.as_str()).condition_with_status(
+                "Unknown",
+                api::CONNECTED,
+                generation,
+                before,
+                now,
+            ),
+        }
+    }
+}
+
+/// Whether the status of a Source says that its present generation is connected.
+pub(super) fn is_connected(source: &api::Source) -> bool {
+    let conditions = source.status.as_ref().map(|status| status.conditions.as_slice());
+    let connected = conditions.and_then(|conditions| api::condition(conditions, api::CONNECTED));
+    connected.is_some_and(|connected| {
+        connected.status == "True" && connected.observed_generation == source.metadata.generation
+    })
+}
+
+/// What a Source did last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Activity {
     pub(super) last_event: Option<Timestamp>,
+    pub(super) last_rejection: Option<GivenUp>,
+}
+
+impl Activity {
+    /// Reads what a status shows.
+    fn shown(status: &api::SourceStatus) -> Self {
+        let rejection = status.last_rejection.as_ref();
+        Self {
+            last_event: status.last_event_time.as_ref().and_then(|time| time.parse().ok()),
+            last_rejection: rejection.and_then(|rejection| {
+                let SourceRejectionStatus {
+                    time,
+                    reason,
+                    message,
+                } = rejection;
+                Some(GivenUp {
+                    at: time.parse().ok()?,
+                    reason: reason.clone(),
+                    message: message.clone(),
+                })
+            }),
+        }
+    }
+
+    /// Fills in from an earlier one what there was nothing of since.
+    pub(super) fn or(self, earlier: &Self) -> Self {
+        Self {
+            last_event: self.last_event.or(earlier.last_event),
+            last_rejection: self.last_rejection.or_else(|| earlier.last_rejection.clone()),
+        }
+    }
+
+    /// Adds it to a status. Kubernetes stores whole seconds.
+    fn write(&self, status: &mut Value) {
+        let whole = |time| api::whole_seconds(time).to_string();
+        if let Some(time) = self.last_event {
+            status["lastEventTime"] = whole(time).into();
+        }
+        if let Some(GivenUp { at, reason, message }) = &self.last_rejection {
+            status["lastRejection"] = json!({"time": whole(*at), "reason": reason, "message": message});
+        }
+    }
 }
 
 /// Writes reports.
@@ -38,11 +126,11 @@ pub(super) struct Reporter {
     writer: ConnectionWriter,
     generation: i64,
     written: Option<Condition>,
-    written_event: Option<Timestamp>,
+    written_activity: Activity,
 }
 
 /// Whether this process has written something in the status of a Source that does not run, which is no longer true. A Source
-/// of this kind, as one that is suspended, keeps the time of its last event.
+/// of this kind, as one that is suspended, keeps what it did last.
 pub(super) fn is_left(metadata: &ObjectMeta, source: Option<&api::Source>) -> bool {
     let fields = metadata
         .managed_fields
@@ -64,9 +152,10 @@ pub(super) async fn release(client: Client, metadata: &ObjectMeta, source: Optio
     if !is_left(metadata, source) {
         return;
     }
-    let time = source.filter(|source| source.spec.kubernetes.is_some());
-    let time = time.and_then(|source| source.status.as_ref()?.last_event_time.clone());
-    let status = time.map_or_else(|| json!({}), |time| json!({"lastEventTime": time}));
+    let kept = source.filter(|source| source.spec.kubernetes.is_some());
+    let kept = kept.and_then(|source| source.status.as_ref());
+    let mut status = json!({});
+    kept.map(Activity::shown).unwrap_or_default().write(&mut status);
     let namespace = metadata.namespace.clone().unwrap_or_default();
     let writer = ConnectionWriter {
         sources: Api::namespaced(client, &namespace),
@@ -131,30 +220,30 @@ impl Reporter {
             written: conditions
                 .and_then(|conditions| api::condition(conditions, api::CONNECTED))
                 .cloned(),
-            written_event: status.and_then(|status| status.last_event_time.as_ref()?.parse().ok()),
+            written_activity: status.map(Activity::shown).unwrap_or_default(),
         }
     }
 
     /// Writes each report that differs, until there are no more.
     pub(super) async fn run(mut self, mut reports: watch::Receiver<Option<ConnectionReport>>) {
-        let mut event_due = Instant::now();
+        let mut activity_due = Instant::now();
         let mut message_due = Instant::now();
         loop {
             let report = reports.borrow_and_update().clone();
             let mut pause = PACE;
             if let Some(report) = report {
-                let condition = self.condition(&report.connected);
-                // Of another run, if none was produced in this one.
-                let last_event = report.last_event.or(self.written_event);
+                let condition = self.condition(&report.connection);
+                // Of another run, as far as there is none of this one.
+                let activity = report.activity.or(&self.written_activity);
                 let now = Instant::now();
                 let is_due = self.is_news(&condition)
                     || (self.written.as_ref() != Some(&condition) && now >= message_due)
-                    || (last_event != self.written_event && now >= event_due);
+                    || (activity != self.written_activity && now >= activity_due);
                 if is_due {
-                    if self.write(&condition, last_event).await {
+                    if self.write(&condition, &activity).await {
                         self.written = Some(condition.clone());
-                        self.written_event = last_event;
-                        event_due = Instant::now() + LAST_EVENT_EVERY;
+                        self.written_activity = activity.clone();
+                        activity_due = Instant::now() + LAST_EVENT_EVERY;
                         message_due = Instant::now() + MESSAGE_PACE;
                     } else {
                         pause = TIMEOUT;
@@ -164,8 +253,8 @@ impl Reporter {
                 let soon = Instant::now() + PACE;
                 let wait = if self.written.as_ref() != Some(&condition) {
                     message_due.max(soon)
-                } else if last_event != self.written_event {
-                    event_due.max(soon)
+                } else if activity != self.written_activity {
+                    activity_due.max(soon)
                 } else {
                     Instant::now() + LAST_EVENT_EVERY
                 };
@@ -190,16 +279,14 @@ impl Reporter {
         })
     }
 
-    fn condition(&self, finding: &Finding) -> Condition {
+    fn condition(&self, connection: &SourceConnection) -> Condition {
         let now = Time(api::whole_seconds(Timestamp::now()));
-        finding.condition(api::CONNECTED, self.generation, self.written.as_slice(), &now)
+        connection.condition(self.generation, self.written.as_slice(), &now)
     }
 
-    async fn write(&self, condition: &Condition, last_event: Option<Timestamp>) -> bool {
+    async fn write(&self, condition: &Condition, activity: &Activity) -> bool {
         let mut status = json!({"conditions": [condition]});
-        if let Some(time) = last_event {
-            status["lastEventTime"] = api::whole_seconds(time).to_string().into();
-        }
+        activity.write(&mut status);
         self.writer.write(&status).await
     }
 }
@@ -207,6 +294,51 @@ impl Reporter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connection_is_unknown_while_objects_are_listed() {
+        for (connection, expected) in [
+            (
+                SourceConnection::Listing("lists Pod".to_owned()),
+                ("Unknown", "Listing", "lists Pod"),
+            ),
+            (
+                SourceConnection::Known(Finding::good("Connected", "watches Pod")),
+                ("True", "Connected", "watches Pod"),
+            ),
+            (
+                SourceConnection::Known(Finding::bad("Forbidden", "grant it")),
+                ("False", "Forbidden", "grant it"),
+            ),
+        ] {
+            let condition = connection.condition(1, &[], &Time(Timestamp::UNIX_EPOCH));
+            let Condition {
+                status,
+                reason,
+                message,
+                ..
+            } = &condition;
+            assert_eq!((status.as_str(), reason.as_str(), message.as_str()), expected);
+            assert_eq!(connection.holds(), expected.0 == "True");
+        }
+    }
+
+    #[test]
+    fn activity_is_written_as_it_is_shown() {
+        let activity = Activity {
+            last_event: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+            last_rejection: Some(GivenUp {
+                at: "2026-01-02T00:00:00Z".parse().unwrap(),
+                reason: "mapping_failed".to_owned(),
+                message: "Pod \"a\": there is no b".to_owned(),
+            }),
+        };
+        let mut status = json!({});
+        activity.write(&mut status);
+        let shown = Activity::shown(&serde_json::from_value(status).unwrap());
+        assert_eq!(shown, activity);
+        assert_eq!(Activity::default().or(&activity), activity);
+    }
 
     #[test]
     fn what_is_left_of_a_source_is_taken_back_once() {

@@ -1,18 +1,8 @@
 //! Runs a Source: obtains tokens, finds its kinds, and then follows the objects and tells their changes.
 
-use std::{
-    array,
-    collections::{BTreeSet, HashMap},
-    mem,
-    sync::Arc,
-    time::Duration,
-};
+use std::{array, collections::HashMap, mem, sync::Arc, time::Duration};
 
-use futures::{
-    FutureExt as _, StreamExt as _,
-    future::BoxFuture,
-    stream::{self, BoxStream, FuturesUnordered, SelectAll},
-};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use kube::{ResourceExt as _, api::DynamicObject, runtime::watcher};
 use tokio::{
@@ -25,18 +15,19 @@ use super::{
     account_client::account_client,
     account_tokens::{KnownTokens, TokenKeeper},
     broker::Posted,
-    feed::{FeedFailure, ObjectFeed, WatchItem, discover},
+    feed::{FeedFailure, WatchItem},
+    given_up::GivenUp,
+    kinds::{WatchedKinds, is_planned},
     metrics::SourceCounters,
     process::SourcesProcess,
-    queue::{ChangeQueue, EventPlan, MAX_OBJECTS, Pending},
+    queue::{ChangeQueue, MAX_OBJECTS, Pending},
     records::{RecordStore, SaveError, Versions},
-    report::{self, ConnectionReport, Reporter},
+    report::{self, Activity, ConnectionReport, Reporter, SourceConnection},
 };
 use crate::{
     api,
-    filter::CompiledFilter,
     resolve::{Finding, KubernetesPlan, plan_kubernetes, source_filters},
-    source::kubernetes::{Ledger, ObjectKey, SHARDS, UnsavedRecords},
+    source::kubernetes::{EventMaker, Ledger, ObjectKey, SHARDS, UnsavedRecords},
 };
 
 /// Maximum number of events of a Source in flight.
@@ -78,10 +69,14 @@ enum Ended {
 /// Runs a Source until told to stop.
 pub(super) async fn run(shared: Arc<SourcesProcess>, source: Arc<api::Source>, stop: CancellationToken) {
     let (namespace, name) = (source.namespace().unwrap_or_default(), source.name_any());
+    let uid = source.uid().unwrap_or_default();
     let plan = source.spec.kubernetes.as_ref();
-    let plan = plan.map(|spec| plan_kubernetes(&namespace, spec));
-    let filter = CompiledFilter::compile(&source_filters(&source.spec));
-    let (Some(Ok(plan)), Ok(filter)) = (plan, filter) else {
+    let plan = plan.and_then(|spec| plan_kubernetes(&namespace, spec).ok());
+    let prepared = plan.and_then(|plan| {
+        let maker = EventMaker::compile(&plan.events, &source_filters(&source.spec), &uid);
+        Some((plan, maker.ok()?))
+    });
+    let Some((plan, maker)) = prepared else {
         // The controller tells what is wrong.
         stop.run_until_cancelled(report::release(
             shared.client.clone(),
@@ -101,8 +96,8 @@ pub(super) async fn run(shared: Arc<SourcesProcess>, source: Arc<api::Source>, s
         known,
         renew: renew.clone(),
     };
+    let was_connected = report::is_connected(&source);
     let reporter = Reporter::new(shared.client.clone(), &source);
-    let uid = source.uid().unwrap_or_default();
     let runner = Runner {
         url: shared.broker.url(&namespace, &source.spec.broker),
         counters: shared.metrics.of(&namespace, &name),
@@ -115,12 +110,12 @@ pub(super) async fn run(shared: Arc<SourcesProcess>, source: Arc<api::Source>, s
         shared,
         namespace,
         name,
-        uid,
         plan,
-        filter,
+        maker,
         tokens,
         renew,
         report,
+        was_connected,
         stop,
     };
     tokio::select! {
@@ -135,15 +130,16 @@ struct Runner {
     shared: Arc<SourcesProcess>,
     namespace: String,
     name: String,
-    uid: String,
     url: String,
     plan: KubernetesPlan,
-    filter: CompiledFilter,
+    maker: EventMaker,
     memory: RecordStore,
     counters: Arc<SourceCounters>,
     tokens: watch::Receiver<KnownTokens>,
     renew: Arc<Notify>,
     report: watch::Sender<Option<ConnectionReport>>,
+    /// Whether an earlier run of the same generation was connected last.
+    was_connected: bool,
     stop: CancellationToken,
 }
 
@@ -170,7 +166,7 @@ impl Runner {
             };
             let (reason, message) = (problem.reason, &problem.message);
             tracing::warn!(namespace, source, reason, message, "the Source does not run");
-            self.tell(problem, None);
+            self.tell(SourceConnection::Known(problem), Activity::default());
             if begun.elapsed() > LONGEST_RERUN {
                 pause = FIRST_RERUN;
             }
@@ -183,15 +179,14 @@ impl Runner {
         }
     }
 
-    fn tell(&self, connected: Finding, last_event: Option<Timestamp>) {
-        self.counters.is_connected(connected.holds);
+    fn tell(&self, connection: SourceConnection, activity: Activity) {
+        self.counters.is_connected(connection.holds());
         self.report.send_if_modified(|report| {
-            let before = report.as_ref();
-            let last_event = last_event.or(before.and_then(|before| before.last_event));
-            let next = Some(ConnectionReport {
-                connected,
-                last_event,
-            });
+            let activity = match &*report {
+                Some(before) => activity.or(&before.activity),
+                None => activity,
+            };
+            let next = Some(ConnectionReport { connection, activity });
             let is_news = *report != next;
             *report = next;
             is_news
@@ -212,7 +207,6 @@ impl Runner {
             }
             let client = account_client(&self.shared.config, self.tokens.clone())
                 .map_err(|error| Finding::bad("ApiServerUnavailable", error.to_string()))?;
-            let feeds = discover(&client, &self.plan).await?;
             let (records, versions) = self.memory.load().await.map_err(|problem| {
                 Finding::bad(
                     "RecordsUnavailable",
@@ -220,40 +214,25 @@ impl Runner {
                 )
             })?;
             let mut ledger = Ledger::restore(records);
-            ledger.retain(|key, place| {
-                let mut feeds = feeds.iter();
-                feeds.any(|feed| feed.covers(&key.kind, place.namespace.as_deref()))
-            });
-            Ok((client, feeds, ledger, versions))
+            ledger.retain(|key, place| is_planned(&self.plan, key, place));
+            Ok((client, ledger, versions))
         };
-        let (client, feeds, ledger, versions) = match self.stop.run_until_cancelled(begin).await {
+        let (client, ledger, versions) = match self.stop.run_until_cancelled(begin).await {
             None => return Ended::Stopped,
             Some(Err(problem)) => return Ended::Problem(problem),
             Some(Ok(begun)) => begun,
         };
-        let watch = |(index, feed): (usize, &ObjectFeed)| {
-            let delivered = feed.watch(client.clone());
-            delivered.map(move |delivered| (index, delivered)).boxed()
-        };
-        let watches = stream::select_all(feeds.iter().enumerate().map(watch));
-        let events = EventPlan {
-            changes: self.plan.changes.clone(),
-            data: self.plan.data,
-            filter: self.filter.clone(),
-            source_uid: self.uid.clone(),
-        };
         let following = Following {
             runner: self,
-            work: ChangeQueue::new(ledger, events, self.counters.clone()),
-            feeds,
-            watches,
+            work: ChangeQueue::new(ledger, self.maker.clone(), self.counters.clone()),
+            kinds: WatchedKinds::begin(client, &self.plan),
+            begun: Instant::now(),
             posts: FuturesUnordered::new(),
             saves: FuturesUnordered::new(),
             shards: versions_to_shards(versions),
             broker_failure: None,
             save_failure: None,
             refused: HashMap::new(),
-            rejection: None,
             last_event: None,
         };
         following.run(tokens).await
@@ -291,8 +270,8 @@ type Save = (usize, UnsavedRecords, Result<Option<String>, SaveError>);
 struct Following<'a> {
     runner: &'a Runner,
     work: ChangeQueue,
-    feeds: Vec<ObjectFeed>,
-    watches: SelectAll<BoxStream<'static, (usize, WatchItem)>>,
+    kinds: WatchedKinds,
+    begun: Instant,
     posts: FuturesUnordered<BoxFuture<'static, (Pending, Posted)>>,
     saves: FuturesUnordered<BoxFuture<'static, Save>>,
     shards: [ShardState; SHARDS],
@@ -302,8 +281,6 @@ struct Following<'a> {
     save_failure: Option<(Instant, String)>,
     /// The same of each event that is posted again; as many as are in flight at most.
     refused: HashMap<ObjectKey, (Instant, Finding)>,
-    /// Why an event was last rejected.
-    rejection: Option<String>,
     last_event: Option<Timestamp>,
 }
 
@@ -320,8 +297,11 @@ impl Following<'_> {
             let due = self.next_due();
             let step = tokio::select! {
                 () = stop.cancelled() => Err(Ended::Stopped),
-                Some((feed, delivered)) = self.watches.next(), if self.work.has_room() => {
-                    self.delivered(feed, delivered)
+                delivered = self.kinds.next(self.work.has_room()) => {
+                    if let Some((feed, delivered)) = delivered {
+                        self.delivered(feed, delivered);
+                    }
+                    Ok(())
                 }
                 Some((pending, posted)) = self.posts.next() => {
                     self.posted(pending, posted);
@@ -343,10 +323,10 @@ impl Following<'_> {
     }
 
     /// Takes what a watch delivers.
-    fn delivered(&mut self, index: usize, delivered: WatchItem) -> Result<(), Ended> {
+    fn delivered(&mut self, number: usize, delivered: WatchItem) {
         let now = Timestamp::now();
-        let Some(feed) = self.feeds.get_mut(index) else {
-            return Ok(());
+        let Some(feed) = self.kinds.feed(number) else {
+            return;
         };
         let work = &mut self.work;
         match delivered {
@@ -382,16 +362,10 @@ impl Following<'_> {
                 match feed.failed(&error, &plan.account, namespace) {
                     FeedFailure::Retried => {}
                     FeedFailure::Unauthenticated => self.runner.renew.notify_one(),
-                    // Finds out how it is called now, if it is served.
-                    FeedFailure::UnknownKind => {
-                        let kind = &feed.names.kind;
-                        let message = format!("the cluster has no kind {kind} any more; retrying");
-                        return Err(Ended::Problem(Finding::bad("UnknownKind", message)));
-                    }
+                    FeedFailure::UnknownKind => self.kinds.lost(number),
                 }
             }
         }
-        Ok(())
     }
 
     fn begin_posts(&mut self) {
@@ -434,13 +408,16 @@ impl Following<'_> {
                 self.last_event = Some(Timestamp::now());
                 self.work.settled(&pending.change);
             }
-            Posted::Rejected(said) => {
+            Posted::Rejected { reason, message } => {
                 counters.rejected();
                 self.broker_failure = None;
-                let (namespace, source, id) =
-                    (&self.runner.namespace, &self.runner.name, pending.change.id());
-                tracing::warn!(namespace, source, id, said, "an event is given up");
-                self.rejection = Some(said);
+                let (namespace, source, id) = (&self.runner.namespace, &self.runner.name, pending.event.id());
+                tracing::warn!(namespace, source, id, message, "an event is given up");
+                self.work.rejection = Some(GivenUp {
+                    at: Timestamp::now(),
+                    reason,
+                    message,
+                });
                 self.work.settled(&pending.change);
             }
             Posted::Refused {
@@ -540,15 +517,33 @@ impl Following<'_> {
     }
 
     fn tell(&self) {
-        if let Some(finding) = self.finding() {
-            self.runner.tell(finding, self.last_event);
+        if let Some(connection) = self.connection() {
+            let activity = Activity {
+                last_event: self.last_event,
+                last_rejection: self.work.rejection.clone(),
+            };
+            self.runner.tell(connection, activity);
         }
     }
 
-    /// Whether the Source works; `None` while that is not known.
-    fn finding(&self) -> Option<Finding> {
-        if let Some(problem) = self.feeds.iter().find_map(ObjectFeed::problem) {
-            return Some(problem.clone());
+    /// Whether the Source works; `None` while what was told before a restart may still be true.
+    fn connection(&self) -> Option<SourceConnection> {
+        if let Some(problem) = self.problem() {
+            return Some(SourceConnection::Known(problem));
+        }
+        let listing = self.kinds.listing();
+        if !listing.is_empty() {
+            let is_brief = self.runner.was_connected && self.begun.elapsed() < TOLD_AFTER;
+            let message = format!("lists the objects of {}", listing.join(", "));
+            return (!is_brief).then_some(SourceConnection::Listing(message));
+        }
+        Some(SourceConnection::Known(self.working()))
+    }
+
+    /// What does not work.
+    fn problem(&self) -> Option<Finding> {
+        if let Some(problem) = self.kinds.problem() {
+            return Some(problem);
         }
         let broker = lasting(self.broker_failure.as_ref(), self.refused.values());
         if let Some(problem) = broker {
@@ -559,25 +554,23 @@ impl Following<'_> {
             let message = format!("weir sources cannot save its records of the objects: {problem}; retrying");
             return Some(Finding::bad("RecordsUnavailable", message));
         }
-        if !self.feeds.iter().all(|feed| feed.is_listed) {
-            return None;
+        None
+    }
+
+    /// What is told of a Source that works.
+    fn working(&self) -> Finding {
+        match &self.work.rejection {
+            Some(GivenUp { message, .. }) => Finding::good(
+                "EventsRejected",
+                format!("events were rejected or could not be made, and are given up; the last: {message}"),
+            ),
+            None => Finding::good("Connected", format!("watches {}", self.kinds.names().join(", "))),
         }
-        if let Some(said) = self.rejection.as_ref().or(self.work.failure.as_ref()) {
-            let message =
-                format!("events were rejected or could not be made, and are given up; the last: {said}");
-            return Some(Finding::good("EventsRejected", message));
-        }
-        let kinds: BTreeSet<&str> = self.feeds.iter().map(|feed| feed.names.kind.as_str()).collect();
-        let kinds: Vec<_> = kinds.into_iter().collect();
-        Some(Finding::good(
-            "Connected",
-            format!("watches {}", kinds.join(", ")),
-        ))
     }
 
     /// Waits for events in flight, and saves what was told.
     async fn end(mut self) {
-        self.watches.clear();
+        self.kinds.end();
         let last_events = async {
             while let Some((pending, posted)) = self.posts.next().await {
                 if !matches!(posted, Posted::Refused { .. }) {

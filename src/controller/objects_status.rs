@@ -38,10 +38,13 @@ pub(super) fn objects_problem(
     let connected = connected.filter(|connected| connected.observed_generation == Some(generation));
     match connected {
         Some(connected) if connected.status == "True" => None,
+        Some(connected) if connected.status == "Unknown" => {
+            bad(CONNECTION_AWAITED, format!("weir sources {}", connected.message))
+        }
         Some(Condition { reason, message, .. }) => bad("NotConnected", format!("{reason}: {message}")),
         None => bad(
             CONNECTION_AWAITED,
-            "weir sources has not listed its objects yet".to_owned(),
+            "weir sources has not taken it up yet".to_owned(),
         ),
     }
 }
@@ -66,6 +69,10 @@ mod tests {
     #[test]
     fn a_source_is_ready_while_a_process_watches_its_objects() {
         let held = Some(LeaseHealth::Held);
+        let listing = Condition {
+            message: "lists the objects of Pod".to_owned(),
+            ..connected("Unknown", 2)
+        };
         let good = connected("True", 2);
         let bad = connected("False", 2);
         for (process, connected, reason) in [
@@ -79,6 +86,7 @@ mod tests {
             (held, Some(&good), None),
             (held, Some(&bad), Some("NotConnected")),
             (held, None, Some(CONNECTION_AWAITED)),
+            (held, Some(&listing), Some(CONNECTION_AWAITED)),
         ] {
             let problem = objects_problem(process, connected, 2);
             assert_eq!(problem.map(|problem| problem.reason), reason, "{process:?}");

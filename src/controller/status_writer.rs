@@ -82,6 +82,7 @@ impl StatusKind for api::Source {
                 .conditions
                 .retain(|condition| condition.type_ == statuses::READY);
             status.last_event_time = None;
+            status.last_rejection = None;
         }
         status
     }

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::cel::{DataError, IncomingRequest, Json};
+use super::cel::{ChangedObject, DataError, IncomingRequest, Json};
 use crate::cloudevents::Event;
 
 /// An event that filters are evaluated on. Its data is parsed at most once, when a filter first needs it.
@@ -15,6 +15,8 @@ pub struct Subject<'a> {
     data: OnceLock<Result<Json, DataError>>,
     /// The request that the event is made of.
     request: Option<&'a IncomingRequest<'a>>,
+    /// The change of an object that the event is made of.
+    change: Option<&'a ChangedObject<'a>>,
     body: OnceLock<Result<Json, DataError>>,
     steps: AtomicU64,
 }
@@ -27,6 +29,7 @@ impl<'a> Subject<'a> {
             event,
             data: OnceLock::new(),
             request: None,
+            change: None,
             body: OnceLock::new(),
             steps: AtomicU64::new(0),
         }
@@ -38,6 +41,18 @@ impl<'a> Subject<'a> {
             request: Some(request),
             ..Self::new(event)
         }
+    }
+
+    /// Creates a subject of an event and the change of an object that it is made of. Parses nothing yet.
+    pub(super) fn of_change(event: &'a Event, change: &'a ChangedObject<'a>) -> Self {
+        Self {
+            change: Some(change),
+            ..Self::new(event)
+        }
+    }
+
+    pub(super) fn change(&self) -> Option<&ChangedObject<'a>> {
+        self.change
     }
 
     pub(super) fn request(&self) -> Option<&IncomingRequest<'a>> {

@@ -2,13 +2,24 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use super::{diagnosis::ResourceId, finding::Finding};
-use crate::cloudevents::EventBuilder;
+use crate::{cloudevents::EventBuilder, transform::Transform};
 
 /// The `source` of events for which their Source sets none.
 pub(super) fn default_source(subject: &ResourceId) -> String {
     let ResourceId { namespace, name, .. } = subject;
     format!("/apis/weir.dev/v1alpha1/namespaces/{namespace}/sources/{name}")
+}
+
+/// How an event is made of another one, by these attributes and this data.
+pub(super) fn template(attributes: &BTreeMap<String, String>, data: Option<&Value>) -> Transform {
+    Transform {
+        set: attributes.clone(),
+        data: data.cloned(),
+        ..Transform::default()
+    }
 }
 
 /// Collects the attributes that have a value, and the extensions.

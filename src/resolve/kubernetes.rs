@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::{diagnosis::ResourceId, finding::Finding, selectors};
+use super::{diagnosis::ResourceId, event_attributes, finding::Finding, selectors};
 use crate::{
     api::{self, ObjectChange, ObjectData},
     filter::Expression,
+    routing::{ChangeKind, DataForm, ObjectEvents},
+    transform::Transform,
 };
 
 /// Maximum number of watches of a Source.
@@ -20,10 +22,8 @@ pub struct KubernetesPlan {
     pub kinds: Vec<PlannedKind>,
     /// Namespaces of the objects; `None` for all.
     pub namespaces: Option<BTreeSet<String>>,
-    /// Changes that become events.
-    pub changes: BTreeSet<ObjectChange>,
-    /// Data of the events.
-    pub data: ObjectData,
+    /// How the events are made.
+    pub events: ObjectEvents,
 }
 
 /// A kind of object to watch.
@@ -58,6 +58,7 @@ pub fn plan_kubernetes(namespace: &str, source: &api::KubernetesSource) -> Resul
         namespaces,
         events,
         data,
+        event,
     } = source;
     let bad = |field: &str, problem: &str| {
         Err(Finding::bad(
@@ -91,17 +92,37 @@ pub fn plan_kubernetes(namespace: &str, source: &api::KubernetesSource) -> Resul
         false if namespaces.is_empty() => Some([namespace.to_owned()].into()),
         false => Some(namespaces),
     };
-    let all = [ObjectChange::Added, ObjectChange::Updated, ObjectChange::Deleted];
     Ok(KubernetesPlan {
         account: service_account_name.clone(),
         kinds,
         namespaces,
-        changes: match events.is_empty() {
-            true => all.into(),
-            false => events.iter().copied().collect(),
+        events: ObjectEvents {
+            changes: match events.is_empty() {
+                true => ChangeKind::ALL.into(),
+                false => events.iter().copied().map(change_kind).collect(),
+            },
+            data: match data {
+                ObjectData::Object => DataForm::Object,
+                ObjectData::Patch => DataForm::Patch,
+                ObjectData::Reference => DataForm::Reference,
+            },
+            event: event.as_ref().map(event_template),
         },
-        data: *data,
     })
+}
+
+/// How the event of a change is made, as a change of the event that would be made otherwise.
+pub(super) fn event_template(event: &api::ObjectEvent) -> Transform {
+    let api::ObjectEvent { attributes, data } = event;
+    event_attributes::template(attributes, data.as_ref())
+}
+
+fn change_kind(change: ObjectChange) -> ChangeKind {
+    match change {
+        ObjectChange::Added => ChangeKind::Added,
+        ObjectChange::Updated => ChangeKind::Updated,
+        ObjectChange::Deleted => ChangeKind::Deleted,
+    }
 }
 
 fn plan_kind(index: usize, selection: &api::ObjectSelection) -> Result<PlannedKind, Finding> {
@@ -167,13 +188,21 @@ mod tests {
     fn defaults_are_the_own_namespace_and_all_changes() {
         let plan = planned(&json!({})).unwrap();
         assert_eq!(plan.namespaces, Some(["shop".to_owned()].into()));
-        assert_eq!(plan.changes.len(), 3);
+        assert_eq!(plan.events.changes, ChangeKind::ALL.into());
         assert_eq!((&*plan.kinds[0].group, &*plan.kinds[0].version), ("", "v1"));
         let all = planned(&json!({"namespaces": ["*"], "events": ["Deleted"]})).unwrap();
         assert_eq!(
-            (all.namespaces, all.changes),
-            (None, [ObjectChange::Deleted].into())
+            (all.namespaces, all.events.changes),
+            (None, [ChangeKind::Deleted].into())
         );
+    }
+
+    #[test]
+    fn how_the_event_is_made_is_planned() {
+        let event = json!({"attributes": {"type": "${change}"}, "data": {"name": "${object.metadata.name}"}});
+        let planned = planned(&json!({ "event": event })).unwrap().events.event.unwrap();
+        assert_eq!(planned.set["type"], "${change}");
+        assert_eq!(planned.data, Some(event["data"].clone()));
     }
 
     #[test]

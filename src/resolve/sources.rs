@@ -12,7 +12,7 @@ use super::{
 use crate::{
     api,
     routing::{self, Bounds, TriggerRejection, broker_key},
-    transform::Transform,
+    transform::{TemplateOwner, Transform},
 };
 
 /// Compiles a Source. Only one that is valid and not suspended reaches the routers.
@@ -31,14 +31,16 @@ pub(super) fn compile(
         suspend,
     } = spec;
     let filters: Vec<_> = filters.iter().map(expression).collect();
-    let event = webhook.as_ref().and_then(|webhook| webhook.event.as_ref());
-    let event = event.map(webhooks::event_template);
+    let event = event_template(webhook.as_ref(), objects.as_ref());
+    let template = event.as_ref().map(|(owner, event)| (*owner, event));
     let admitted = bounds
-        .admit_source(&subject.namespace, &filters, event.as_ref())
+        .admit_source(&subject.namespace, &filters, template)
         .map_err(|rejection| refused(&rejection));
     let compiled = admitted.and_then(|()| match (cron, webhook, objects) {
         (Some(cron), None, None) => compile_cron(&subject, cron),
-        (None, Some(webhook), None) => compile_webhook(resolver, &subject, webhook, event),
+        (None, Some(webhook), None) => {
+            compile_webhook(resolver, &subject, webhook, event.map(|(_, event)| event))
+        }
         (None, None, Some(objects)) => {
             let valid = kubernetes::compile(&subject, objects)?;
             let kind = routing::SourceKind::Kubernetes(routing::KubernetesObjects {});
@@ -74,6 +76,18 @@ pub(super) fn compile(
             is_kubernetes: objects.is_some(),
         },
     )
+}
+
+/// How the events of a Source are made, as a change of those that would be made otherwise.
+fn event_template(
+    webhook: Option<&api::WebhookSource>,
+    objects: Option<&api::KubernetesSource>,
+) -> Option<(TemplateOwner, Transform)> {
+    let of_request = webhook.and_then(|webhook| webhook.event.as_ref());
+    let of_request = of_request.map(|event| (TemplateOwner::Webhook, webhooks::event_template(event)));
+    let of_change = objects.and_then(|objects| objects.event.as_ref());
+    let of_change = of_change.map(|event| (TemplateOwner::Objects, kubernetes::event_template(event)));
+    of_request.or(of_change)
 }
 
 fn refused(rejection: &TriggerRejection) -> Finding {

@@ -3,7 +3,7 @@
 use super::{
     credentials::{invalid_value, secret_value, without_line_break},
     diagnosis::ResourceId,
-    event_attributes::default_source,
+    event_attributes::{self, default_source},
     finding::Finding,
     resolver::Resolver,
 };
@@ -60,11 +60,7 @@ pub(super) fn compile(
 /// Converts how an event is made of a request.
 pub(super) fn event_template(event: &api::WebhookEvent) -> Transform {
     let api::WebhookEvent { attributes, data } = event;
-    Transform {
-        set: attributes.clone(),
-        data: data.clone(),
-        ..Transform::default()
-    }
+    event_attributes::template(attributes, data.as_ref())
 }
 
 /// Reads the Secrets of a Source's namespace.

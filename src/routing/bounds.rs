@@ -115,11 +115,11 @@ impl Bounds {
         &mut self,
         namespace: &str,
         filters: &[Expression],
-        event: Option<&Transform>,
+        event: Option<(TemplateOwner, &Transform)>,
     ) -> Result<(), TriggerRejection> {
         let mut size = CompiledFilter::compile(filters)?.size();
-        if let Some(event) = event {
-            size += CompiledTransform::compile_of(TemplateOwner::Webhook, event)?.size();
+        if let Some((owner, event)) = event {
+            size += CompiledTransform::compile_of(owner, event)?.size();
         }
         self.fit(namespace, size)
     }

@@ -11,6 +11,7 @@ mod deduplication;
 mod destination;
 mod explanation;
 mod index;
+mod objects;
 mod producers;
 pub mod protocol;
 mod quota;
@@ -39,6 +40,7 @@ pub use destination::{
     ServiceAccountToken, ServiceName,
 };
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
+pub use objects::{ChangeKind, DataForm, ObjectEvents};
 pub use producers::{
     CertificateName, PRODUCER_AUDIENCE, Producer, ProducerIdentity, ProducerRules, ProducerSecret,
     TokenIssuer, TokenKey, UnlistedBrokers,

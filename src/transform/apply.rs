@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, EventChanges, Invalid, Reason, Value},
-    filter::cel::{CelEvaluation, CelExpression, IncomingRequest},
+    filter::cel::{CelEvaluation, CelExpression, ChangedObject, IncomingRequest},
 };
 
 /// Attributes that are text, whatever the type of the expression.
@@ -44,6 +44,18 @@ impl CompiledTransform {
         request: &IncomingRequest<'_>,
     ) -> Result<Event, TransformFailure> {
         self.evaluate(&CelEvaluation::of_request(event, request), event)
+    }
+
+    /// Returns the event that is made of the change of an object, with the changes.
+    ///
+    /// # Errors
+    /// As [`CompiledTransform::apply`].
+    pub fn apply_to_change(
+        &self,
+        event: &Event,
+        change: &ChangedObject<'_>,
+    ) -> Result<Event, TransformFailure> {
+        self.evaluate(&CelEvaluation::of_change(event, change), event)
     }
 
     fn evaluate(&self, evaluation: &CelEvaluation<'_>, event: &Event) -> Result<Event, TransformFailure> {

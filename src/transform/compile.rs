@@ -33,6 +33,7 @@ pub struct CompiledTransform {
     pub(super) set: TemplateAttributes,
     pub(super) remove: Box<[Box<str>]>,
     pub(super) data: Option<TemplateNode>,
+    reads_old_object: bool,
     size: usize,
 }
 
@@ -94,6 +95,7 @@ impl CompiledTransform {
             owner,
             parts: 0,
             patterns: 0,
+            reads_old_object: false,
         };
         let compiled = Self {
             owner,
@@ -103,6 +105,7 @@ impl CompiledTransform {
                 .as_ref()
                 .map(|data| compiler.node(data, &DATA, 0))
                 .transpose()?,
+            reads_old_object: compiler.reads_old_object,
             size: compiler.parts * PART + 2 * text + compiler.patterns,
         };
         if compiler.parts > MAX_PARTS {
@@ -112,6 +115,12 @@ impl CompiledTransform {
             return Err(root(TransformProblem::TooLarge));
         }
         Ok(compiled)
+    }
+
+    /// Whether an expression has the variable `oldObject`.
+    #[must_use]
+    pub fn reads_old_object(&self) -> bool {
+        self.reads_old_object
     }
 
     /// Approximate size in bytes. The same on every machine.
@@ -155,6 +164,7 @@ struct Compiler {
     owner: TemplateOwner,
     parts: usize,
     patterns: usize,
+    reads_old_object: bool,
 }
 
 impl Compiler {
@@ -243,6 +253,7 @@ impl Compiler {
                     let expression = parsed.map_err(|error| self.at(path, located(text, start, error)))?;
                     self.parts += expression.parts();
                     self.patterns += expression.patterns();
+                    self.reads_old_object |= expression.reads_old_object();
                     TextPart::Expression(expression)
                 }
             });

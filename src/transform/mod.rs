@@ -6,7 +6,8 @@
 //! before they send, and [`CompiledTransform::explain`] shows the result field by field.
 //!
 //! The `event` of a webhook is a [`Transform`] too: of the event that would be made of a request otherwise, with
-//! expressions on the request ([`CompiledTransform::apply_to_request`]).
+//! expressions on the request ([`CompiledTransform::apply_to_request`]). So is that of a Source of kind kubernetes, with
+//! expressions on the change of an object ([`CompiledTransform::apply_to_change`]).
 //!
 //! The expressions are those of `cel` filters, with the same variables, checks and budget. A transform has one budget
 //! per event ([`crate::filter::BUDGET`]), and its size and that of its results are bounded (`limits.rs`).

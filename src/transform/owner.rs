@@ -11,6 +11,9 @@ pub enum TemplateOwner {
     Trigger,
     /// The `event` of a webhook. Its expressions also have the variables `request` and `body`.
     Webhook,
+    /// The `event` of a Source of kind kubernetes. Its expressions also have the variables `change`, `object` and
+    /// `oldObject`.
+    Objects,
 }
 
 impl TemplateOwner {
@@ -19,6 +22,7 @@ impl TemplateOwner {
         match self {
             Self::Trigger => "transform",
             Self::Webhook => "webhook.event",
+            Self::Objects => "kubernetes.event",
         }
     }
 
@@ -26,7 +30,7 @@ impl TemplateOwner {
     pub(super) const fn set(self) -> TemplatePath<'static> {
         match self {
             Self::Trigger => SET,
-            Self::Webhook => ATTRIBUTES,
+            Self::Webhook | Self::Objects => ATTRIBUTES,
         }
     }
 
@@ -34,6 +38,7 @@ impl TemplateOwner {
         match self {
             Self::Trigger => CelExpression::parse_value(expression),
             Self::Webhook => CelExpression::parse_request_value(expression),
+            Self::Objects => CelExpression::parse_change_value(expression),
         }
     }
 }

@@ -297,7 +297,7 @@ fn changes_are_told_as_far_as_the_author_may_see() {
     run_grant(shop, &message);
     let message = setup.await_connected("Forbidden");
     assert!(
-        message.contains("may not list and watch configmaps in namespace"),
+        message.contains("needs list, watch on configmaps in namespace"),
         "{message}"
     );
     assert!(setup.consumer.received().is_empty());
@@ -330,8 +330,10 @@ fn changes_are_told_as_far_as_the_author_may_see() {
     let uid = data["metadata"]["uid"].as_str().unwrap();
     let version = data["metadata"]["resourceVersion"].as_str().unwrap();
     let namespace = shop.namespace();
+    let source_uid = shop.get("source/objects")["metadata"]["uid"].clone();
+    let source_uid = source_uid.as_str().unwrap();
     for (name, value) in [
-        ("ce-id", format!("{uid}.{version}")),
+        ("ce-id", format!("{source_uid}.{uid}.{version}")),
         ("ce-source", format!("/api/v1/namespaces/{namespace}/configmaps")),
         (
             "ce-subject",
@@ -457,6 +459,154 @@ fn await_released(shop: &Kubectl) {
             None => Ok(()),
         }
     });
+}
+
+#[test]
+fn events_are_made_as_the_author_says() {
+    let setup = Setup::granted();
+    let shop = &setup.shop;
+    shop.apply(&source(&format!(
+        "{CONFIG_MAPS}, event: {{attributes: {{tier: '${{object.data.tier}}', type: 'made.${{change}}'}}, data: {{before: \
+         '${{oldObject == null ? \"none\" : oldObject.data.value}}', now: '${{object.data.value}}'}}}}"
+    )));
+    setup.await_connected("Connected");
+    let maps = setup.client();
+    let tier = |tier: &str| Patch::Merge(json!({"data": {"tier": tier, "value": "2"}}));
+    let (post, patch) = (PostParams::default(), PatchParams::default());
+    let mut good = map("good", "yes", "1");
+    good.data
+        .get_or_insert_default()
+        .insert("tier".to_owned(), "gold".to_owned());
+    runtime().block_on(async {
+        maps.create(&post, &map("broken", "yes", "1")).await.unwrap();
+        maps.create(&post, &good).await.unwrap();
+    });
+    let received = setup.consumer.wait_for(1);
+    assert_eq!(received[0].header("ce-name"), Some("good"));
+    assert_eq!(received[0].header("ce-tier"), Some("gold"));
+    assert_eq!(received[0].header("ce-type"), Some("made.added"));
+    assert_eq!(body(&received[0]), json!({"before": "none", "now": "1"}));
+
+    let expected = "ConfigMap \"broken\": spec.kubernetes.event.attributes.tier: there is no tier";
+    let message = setup.await_connected("EventsRejected");
+    assert!(message.ends_with(expected), "{message}");
+    eventually(PATIENCE, || {
+        let rejection = &shop.get("source/objects")["status"]["lastRejection"];
+        let is_told = rejection["reason"] == "mapping_failed" && rejection["message"] == expected;
+        is_told.then_some(()).ok_or_else(|| rejection.to_string())
+    });
+    setup.assert_accounted();
+    assert_eq!(setup.metric("weir_sources_changes_failed_total"), 1);
+
+    // The next change of the object is told.
+    runtime()
+        .block_on(maps.patch("broken", &patch, &tier("tin")))
+        .unwrap();
+    let received = setup.consumer.wait_for(2);
+    assert_eq!(received[1].header("ce-tier"), Some("tin"));
+    assert_eq!(body(&received[1]), json!({"before": "1", "now": "2"}));
+}
+
+#[test]
+fn a_kind_that_cannot_be_watched_stops_no_other() {
+    let setup = Setup::granted();
+    let shop = &setup.shop;
+    let namespace = shop.namespace();
+    shop.apply(&source(
+        "resources: [{apiVersion: example.com/v1, kind: Widget}, {apiVersion: coordination.k8s.io/v1, kind: Lease}, {apiVersion: \
+         v1, kind: ConfigMap, labelSelector: tell=yes}]",
+    ));
+    let forbidden = format!(
+        "Lease of coordination.k8s.io/v1 is not watched: ServiceAccount \"viewer\" in namespace \"{namespace}\" needs list, watch \
+         on leases.coordination.k8s.io in namespace \"{namespace}\""
+    );
+    let await_message = |parts: &[&str]| {
+        eventually(PATIENCE * 6, || {
+            let connected = condition(shop, "source/objects", "Connected");
+            let message = connected["message"].as_str().unwrap_or_default();
+            match parts.iter().all(|part| message.contains(part)) {
+                true => Ok(message.to_owned()),
+                false => Err(connected.to_string()),
+            }
+        })
+    };
+    let unknown = "spec.kubernetes.resources[0]: the cluster has no kind Widget of example.com/v1";
+    let message = await_message(&[unknown, &forbidden, "watches ConfigMap nevertheless"]);
+    let maps = setup.client();
+    runtime()
+        .block_on(maps.create(&PostParams::default(), &map("a", "yes", "1")))
+        .unwrap();
+    setup.consumer.wait_for(1);
+
+    // What is granted, and what is installed, is watched without a restart.
+    run_grant(shop, &message);
+    setup.plane.admin().apply(WIDGETS);
+    let message = await_message(&[
+        "needs list, watch on widgets.example.com in namespace",
+        "watches Lease, ConfigMap nevertheless",
+    ]);
+    run_grant(shop, &message);
+    setup.await_connected("Connected");
+    shop.apply("apiVersion: example.com/v1\nkind: Widget\nmetadata: {name: w}\n");
+    let received = setup.consumer.wait_for(2);
+    assert_eq!(received[1].header("ce-kind"), Some("Widget"));
+}
+
+const WIDGETS: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {kind: Widget, plural: widgets}
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}]
+"#;
+
+#[test]
+fn sources_of_the_same_objects_are_no_repeats_of_each_other() {
+    let mut setup = Setup::granted();
+    let shop = setup.shop.clone();
+    shop.apply(
+        "apiVersion: weir.dev/v1alpha1\nkind: Broker\nmetadata: {name: default}\nspec: {deduplication: {window: 10m}}\n",
+    );
+    shop.wait_ready("brokers.weir.dev/default");
+    shop.apply(&source(CONFIG_MAPS));
+    let second = source(&format!("{CONFIG_MAPS}, event: {{attributes: {{from: second}}}}"));
+    shop.apply(&second.replace("name: objects", "name: second"));
+    setup.await_connected("Connected");
+    shop.run([
+        "wait",
+        "--for=condition=Connected",
+        "source/second",
+        "--timeout=60s",
+    ]);
+    let maps = setup.client();
+    let post = PostParams::default();
+    runtime()
+        .block_on(maps.create(&post, &map("a", "yes", "1")))
+        .unwrap();
+    let told_by = |received: &[Received], name: &str| -> [usize; 2] {
+        let of = received
+            .iter()
+            .filter(|event| event.header("ce-name") == Some(name));
+        let (second, first): (Vec<_>, Vec<_>) = of.partition(|event| event.header("ce-from").is_some());
+        [first.len(), second.len()]
+    };
+    assert_eq!(told_by(&setup.consumer.wait_for(2), "a"), [1, 1]);
+
+    // Whatever a kill repeats has the same ids, and is stored once.
+    setup.sources.kill();
+    setup.restart_sources();
+    runtime()
+        .block_on(maps.create(&post, &map("b", "yes", "1")))
+        .unwrap();
+    let received = setup.consumer.wait_for(4);
+    setup.assert_accounted();
+    assert_eq!(
+        [told_by(&received, "a"), told_by(&received, "b")],
+        [[1, 1], [1, 1]]
+    );
 }
 
 #[test]
@@ -633,11 +783,11 @@ fn nothing_is_lost_when_processes_are_killed_again_and_again() {
             .consumer
             .wait_until(PATIENCE * 4, |received| received.len() >= before + count);
     };
-    let mut killed = [0_usize; 3];
-    for round in 0..kills() * 3 {
+    let mut killed = [0_usize; 4];
+    for round in 0..kills() * 4 {
         // Some way into the work, at another moment each time.
         more_events(&setup, 5 + fastrand::usize(0..40));
-        let victim = round as usize % 3;
+        let victim = round as usize % 4;
         killed[victim] += 1;
         match victim {
             0 => {
@@ -645,6 +795,11 @@ fn nothing_is_lost_when_processes_are_killed_again_and_again() {
                 setup.restart_sources();
             }
             1 => setup.weir.kill_and_restart_router(),
+            // As when its pod is deleted.
+            2 => {
+                setup.sources.terminate();
+                setup.restart_sources();
+            }
             _ => {
                 setup.plane.stop_api_server();
                 setup.plane.start_api_server();
@@ -671,10 +826,12 @@ fn nothing_is_lost_when_processes_are_killed_again_and_again() {
     );
     assert!(times.values().all(|&times| times <= 1 + kills), "{times:?}");
     eprintln!(
-        "killed: weir sources {}, router {}, API server {}; {changed} changes, {} events, 0 final states lost, {repeats} repeats",
+        "killed: weir sources {}, router {}, pod of weir sources {}, API server {}; {changed} changes, {} events, 0 final states \
+         lost, 0 changes stuck, {repeats} repeats",
         killed[0],
         killed[1],
         killed[2],
+        killed[3],
         times.len()
     );
 }

@@ -1,5 +1,6 @@
 //! `weir test`: tests routing with a table of events and the Triggers that they should match.
 
+mod objects;
 mod suite;
 
 use std::{
@@ -17,14 +18,15 @@ use super::{
     Usage,
     explain::text::write_reasons,
     manifests::{ManifestProblem, Position},
-    validate::{Checked, ValidateOutput, check, counted, write_problem},
+    validate::{Checked, CheckedSource, ValidateOutput, check, counted, write_problem},
 };
 use crate::{
     cloudevents::Event,
     routing::{self, RouteExplanation, RoutingTable, SourceKind, broker_key, explain},
     source::webhook::{Received, WebhookReceiver, WebhookRejection},
 };
-use suite::{Case, RecordedRequest, RequestCase, SentEvent, Suite, TestCase};
+use objects::{ToldChange, UntoldChange};
+use suite::{Case, ChangeCase, ExpectedEvents, RecordedRequest, RequestCase, SentEvent, Suite, TestCase};
 
 /// Arguments of `weir test`.
 #[derive(Debug, clap::Args)]
@@ -48,7 +50,14 @@ use suite::{Case, RecordedRequest, RequestCase, SentEvent, Suite, TestCase};
         body: '{\"action\": \"opened\"}'\n      \
         received: 2026-11-24T08:00:00Z   # for signatures with a time; default: now\n    \
       result: accepted            # or filtered, challenge, or the reason of a rejection; default: accepted\n    \
-      makes: {type: com.github.issues.opened, subject: null}\n\n\
+      makes: {type: com.github.issues.opened, subject: null}\n  \
+    - name: a change of an object becomes an event\n    \
+      source: scaling             # a Source of kind kubernetes\n    \
+      change: updated             # or deleted; default: added\n    \
+      object: {apiVersion: apps/v1, kind: Deployment, metadata: {...}}      # as kubectl get -o yaml prints it\n    \
+      oldObject: {apiVersion: apps/v1, kind: Deployment, metadata: {...}}   # the version before; default: not known\n    \
+      result: accepted            # or filtered, not_watched, or the reason in status.lastRejection; default: accepted\n    \
+      makes: {type: com.example.deployment.updated}\n\n\
     Name it like routing.test.yaml to keep it next to the manifests.\n\
     Exit codes: 0 all tests passed, 1 a test failed or a file has errors, 2 invalid command line or unreadable file.")]
 pub struct TestArgs {
@@ -69,7 +78,7 @@ struct TestResult<'a> {
     line: u64,
     column: u64,
     name: &'a str,
-    /// `None` for a request to a webhook.
+    /// `None` for what a Source makes.
     #[serde(skip_serializing_if = "Option::is_none")]
     broker: Option<String>,
     passed: bool,
@@ -121,22 +130,24 @@ enum Difference<'a> {
     },
     /// There is no such webhook.
     UnknownSource { source: String },
-    /// The webhook cannot be served.
+    /// There is no such Source of kind kubernetes.
+    UnknownKubernetesSource { source: String },
+    /// The Source cannot be run.
     InvalidSource { source: String, error: String },
-    /// The request has another result.
+    /// The request, or the change, has another result.
     Result {
         expected: &'a str,
         result: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
-    /// The webhook makes another event. `None` for a member that the event does not have.
+    /// The Source makes another event. `None` for a member that the event does not have.
     Makes {
         member: &'a str,
         expected: Option<&'a Value>,
         made: Option<Value>,
     },
-    /// The webhook makes another number of events.
+    /// The Source makes another number of events.
     MakesCount { expected: usize, made: usize },
 }
 
@@ -200,6 +211,7 @@ fn run_file(
         match check(manifests.clone(), false, false) {
             Ok(Checked {
                 configuration,
+                sources: checked,
                 errors,
                 ..
             }) => {
@@ -209,6 +221,7 @@ fn run_file(
                 results.extend(cases.iter().map(|case| match case {
                     TestCase::Event(case) => judge(file, &table, case),
                     TestCase::Request(case) => judge_request(file, &sources, case),
+                    TestCase::Change(case) => judge_change(file, &checked, case),
                 }));
             }
             Err(error) => problems.push(ManifestProblem {
@@ -287,8 +300,7 @@ fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -
         namespace,
         source,
         request,
-        result,
-        makes,
+        expected,
         position: _,
         name: _,
     } = case;
@@ -311,6 +323,29 @@ fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -
         Ok((outcome, events)) => (outcome, None, events),
         Err(rejection) => (rejection.label(), Some(rejection.to_string()), Vec::new()),
     };
+    made_differences(expected, outcome, error, &events)
+}
+
+fn judge_change<'a>(file: &Path, sources: &[CheckedSource], case: &'a ChangeCase) -> TestResult<'a> {
+    let source = format!("{}/{}", case.namespace, case.source);
+    let differences = match objects::told(sources, case) {
+        Ok(ToldChange { result, error, event }) => {
+            made_differences(&case.expected, result, error, event.as_slice())
+        }
+        Err(UntoldChange::UnknownSource) => vec![Difference::UnknownKubernetesSource { source }],
+        Err(UntoldChange::InvalidSource(error)) => vec![Difference::InvalidSource { source, error }],
+    };
+    TestResult::new(file, case.position, &case.name, None, differences)
+}
+
+/// Compares what a Source makes with what it should.
+fn made_differences<'a>(
+    expected: &'a ExpectedEvents,
+    outcome: &'static str,
+    error: Option<String>,
+    events: &[Event],
+) -> Vec<Difference<'a>> {
+    let ExpectedEvents { result, makes } = expected;
     if outcome != result {
         return vec![Difference::Result {
             expected: result,
@@ -323,7 +358,7 @@ fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -
         return vec![Difference::MakesCount { expected, made }];
     }
     let mut differences = Vec::new();
-    for (makes, event) in makes.iter().zip(&events) {
+    for (makes, event) in makes.iter().zip(events) {
         let made: Map<String, Value> = serde_json::from_slice(&event.to_json()).unwrap_or_default();
         let differing = differing(makes, &made);
         differences.extend(differing.map(|(member, expected)| Difference::Makes {
@@ -482,8 +517,12 @@ fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()>
                 out,
                 "  there is no webhook {bold}{source}{bold:#}: the manifests must have its Source, not suspended, and its Secrets"
             )?,
+            Difference::UnknownKubernetesSource { source } => writeln!(
+                out,
+                "  there is no Source {bold}{source}{bold:#} of kind kubernetes: the manifests must have it"
+            )?,
             Difference::InvalidSource { source, error } => {
-                writeln!(out, "  webhook {bold}{source}{bold:#}: {error}")?;
+                writeln!(out, "  Source {bold}{source}{bold:#}: {error}")?;
             }
             Difference::Result {
                 expected,
@@ -504,10 +543,7 @@ fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()>
                 shown(made.as_ref())
             )?,
             Difference::MakesCount { expected, made } => {
-                writeln!(
-                    out,
-                    "  the request should make {expected} events, and makes {made}"
-                )?;
+                writeln!(out, "  it should make {expected} events, and makes {made}")?;
             }
         }
     }
@@ -574,7 +610,7 @@ mod tests {
             (case(known, &["noise"], "  result: filtered\n"), passed.to_owned()),
             (
                 case(known, &["a", "b"], "  makes: {type: a}\n"),
-                format!("{failed}  the request should make 1 events, and makes 2\n"),
+                format!("{failed}  it should make 1 events, and makes 2\n"),
             ),
             (
                 case("access_token=guess", &["a"], "  result: invalid_signature\n"),
@@ -665,6 +701,110 @@ mod tests {
             assert_eq!(
                 ran(manifests, &tests),
                 (expected, [1, usize::from(!is_passed), 0]),
+                "{tests}"
+            );
+        }
+    }
+
+    #[test]
+    fn changes_of_recorded_objects_become_events() {
+        let manifests = "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: scaling, namespace: shop}\nspec:\n  \
+             kubernetes:\n    serviceAccountName: viewer\n    resources: [{apiVersion: apps/v1, kind: Deployment}]\n    \
+             events: [Added, Updated]\n    event:\n      attributes: {type: 'scaled.${change}', team: \
+             '${object.metadata.labels.team}'}\n      data: {before: '${oldObject == null ? 0 : oldObject.spec.replicas}'}\n  \
+             filters: [{cel: 'data.before < 5'}]\n";
+        let object = |replicas: u32, more: &str| {
+            format!(
+                "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: web, namespace: shop, uid: 5f0a, resourceVersion: '7', \
+                 {more}}}, spec: {{replicas: {replicas}}}}}"
+            )
+        };
+        let case = |object: String, more: &str| {
+            format!("namespace: shop\ntests:\n- name: a test\n  source: scaling\n  object: {object}\n{more}")
+        };
+        let (passed, failed) = (
+            "x.test.yaml:3:3: ok: a test\n",
+            "x.test.yaml:3:3: FAILED: a test\n",
+        );
+        let labels = "labels: {team: blue}";
+        let old = |replicas: u32| format!("  change: updated\n  oldObject: {}\n", object(replicas, labels));
+        for (tests, expected) in [
+            (
+                case(
+                    object(2, labels),
+                    "  makes: {type: scaled.added, team: blue, data: {before: 0}, id: 1.5f0a.7, source: \
+                     /apis/apps/v1/namespaces/shop/deployments, subject: /apis/apps/v1/namespaces/shop/deployments/web}\n",
+                ),
+                passed.to_owned(),
+            ),
+            (
+                case(
+                    object(2, labels),
+                    &format!("{}  makes: {{data: {{before: 4}}}}\n", old(4)),
+                ),
+                passed.to_owned(),
+            ),
+            (
+                case(object(2, labels), &format!("{}  result: filtered\n", old(6))),
+                passed.to_owned(),
+            ),
+            (
+                case(object(2, labels), "  change: deleted\n  result: filtered\n"),
+                passed.to_owned(),
+            ),
+            (
+                case(object(2, labels), "  makes: {team: red}\n"),
+                format!("{failed}  the event should have team = \"red\", and has \"blue\"\n"),
+            ),
+            (
+                case(object(2, ""), ""),
+                format!(
+                    "{failed}  the result should be accepted, and is mapping_failed: \
+                     spec.kubernetes.event.attributes.team: there is no labels\n"
+                ),
+            ),
+            (
+                case(object(2, labels).replace("Deployment", "Job"), ""),
+                format!(
+                    "{failed}  the result should be accepted, and is not_watched: spec.kubernetes.resources: there is no Job of \
+                     apps/v1\n"
+                ),
+            ),
+            (
+                case(
+                    object(2, labels).replace("namespace: shop", "namespace: other"),
+                    "  result: not_watched\n",
+                ),
+                passed.to_owned(),
+            ),
+            (
+                case(object(2, labels), "").replace("source: scaling", "source: other"),
+                format!(
+                    "{failed}  there is no Source shop/other of kind kubernetes: the manifests must have it\n"
+                ),
+            ),
+        ] {
+            let is_passed = expected == passed;
+            let sums = [1, usize::from(!is_passed), 0];
+            assert_eq!(ran(manifests, &tests), (expected, sums), "{tests}");
+        }
+        for (tests, expected) in [
+            (
+                case(object(2, labels), "  change: scaled\n"),
+                "x.test.yaml:6:3: tests[0].change: must be added, updated or deleted\n",
+            ),
+            (
+                case("{apiVersion: v1, kind: Pod}".to_owned(), ""),
+                "x.test.yaml:5:11: tests[0].object: metadata is missing\n",
+            ),
+            (
+                case(object(2, labels), "  seen: soon\n"),
+                "x.test.yaml:6:3: tests[0].seen: is not a time such as 2026-11-24T08:00:00Z\n",
+            ),
+        ] {
+            assert_eq!(
+                ran(manifests, &tests),
+                (expected.to_owned(), [0, 0, 1]),
                 "{tests}"
             );
         }

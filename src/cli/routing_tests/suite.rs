@@ -17,12 +17,13 @@ use crate::{
         },
     },
     cloudevents::Event,
+    routing::ChangeKind,
 };
 
 /// Default namespace and broker.
 const DEFAULT: &str = "default";
 
-/// Default result of a request.
+/// Default result of a request, or of a change.
 const ACCEPTED: &str = "accepted";
 
 /// Tests of the routing defined by some manifests.
@@ -43,6 +44,8 @@ pub enum TestCase {
     Event(Box<Case>),
     /// Of the event that a webhook makes.
     Request(Box<RequestCase>),
+    /// Of the event that a Source of kind kubernetes makes.
+    Change(Box<ChangeCase>),
 }
 
 /// A recorded request to a webhook, and what should become of it.
@@ -58,11 +61,41 @@ pub struct RequestCase {
     pub source: String,
     /// The request.
     pub request: RecordedRequest,
-    /// The result, as in the metric of webhooks.
+    /// What should become of it.
+    pub expected: ExpectedEvents,
+}
+
+/// What should become of a request or a change.
+#[derive(Debug)]
+pub struct ExpectedEvents {
+    /// The result: of a request as in the metric of webhooks, of a change as in the status.
     pub result: String,
     /// The members of each event in the JSON format, `None` for those that it should not have. Others are not compared, and
     /// nothing is if there are none.
     pub makes: Vec<Vec<(String, Option<Value>)>>,
+}
+
+/// The change of a recorded object, and what should become of it.
+#[derive(Debug)]
+pub struct ChangeCase {
+    /// Position in the file.
+    pub position: Position,
+    /// Name of the test.
+    pub name: String,
+    /// Namespace of the Source.
+    pub namespace: String,
+    /// Name of the Source.
+    pub source: String,
+    /// What happened to the object.
+    pub change: ChangeKind,
+    /// The object; of a deleted one, its last version.
+    pub object: Value,
+    /// The version before, if it is known.
+    pub old_object: Option<Value>,
+    /// When the change was seen; `None` for now.
+    pub seen: Option<Timestamp>,
+    /// What should become of it.
+    pub expected: ExpectedEvents,
 }
 
 /// A request as it was received.
@@ -196,12 +229,16 @@ impl SuiteReader<'_> {
     }
 
     fn case(&mut self, path: &str, node: &DocumentNode, defaults: &Defaults) -> Option<TestCase> {
-        match node.get("request") {
-            Some(request) => {
+        match (node.get("request"), node.get("object")) {
+            (Some(request), _) => {
                 let case = self.request_case(path, node, request, defaults)?;
                 Some(TestCase::Request(Box::new(case)))
             }
-            None => Some(TestCase::Event(Box::new(self.event_case(path, node, defaults)?))),
+            (None, Some(object)) => {
+                let case = self.change_case(path, node, object, defaults)?;
+                Some(TestCase::Change(Box::new(case)))
+            }
+            (None, None) => Some(TestCase::Event(Box::new(self.event_case(path, node, defaults)?))),
         }
     }
 
@@ -220,15 +257,8 @@ impl SuiteReader<'_> {
         let namespace = namespace.unwrap_or_else(|| defaults.namespace.clone());
         let source = self.text(node, path, "source");
         let webhook = format!("/{namespace}/{}", source.as_deref().unwrap_or_default());
-        let result = self.text(node, path, "result");
         let request = self.request(&format!("{path}.request"), request, &webhook);
-        let makes = match node.get("makes") {
-            Some(makes) if matches!(makes.tree, Tree::Map(_)) => {
-                vec![self.members(&format!("{path}.makes"), makes)]
-            }
-            Some(makes) => self.events_made(&format!("{path}.makes"), makes),
-            None => Vec::new(),
-        };
+        let expected = self.expected(path, node);
         for (member, is_missing) in [("name", name.is_none()), ("source", source.is_none())] {
             if is_missing && self.problems.len() == before {
                 self.refuse(node.position, format!("{path}: {member} is missing"));
@@ -243,9 +273,103 @@ impl SuiteReader<'_> {
             namespace,
             source: source?,
             request: request?,
+            expected,
+        })
+    }
+
+    fn expected(&mut self, path: &str, node: &DocumentNode) -> ExpectedEvents {
+        let result = self.text(node, path, "result");
+        let path = format!("{path}.makes");
+        let makes = match node.get("makes") {
+            Some(makes) if matches!(makes.tree, Tree::Map(_)) => vec![self.members(&path, makes)],
+            Some(makes) => self.events_made(&path, makes),
+            None => Vec::new(),
+        };
+        ExpectedEvents {
             result: result.unwrap_or_else(|| ACCEPTED.to_owned()),
             makes,
+        }
+    }
+
+    fn change_case(
+        &mut self,
+        path: &str,
+        node: &DocumentNode,
+        object: &DocumentNode,
+        defaults: &Defaults,
+    ) -> Option<ChangeCase> {
+        let before = self.problems.len();
+        let members = [
+            "name",
+            "namespace",
+            "source",
+            "change",
+            "object",
+            "oldObject",
+            "seen",
+            "result",
+            "makes",
+        ];
+        self.mapping(node, path, &members)?;
+        let name = self.text(node, path, "name");
+        let namespace = self.text(node, path, "namespace");
+        let source = self.text(node, path, "source");
+        let change = self.change(node, path);
+        let object = self.object(&format!("{path}.object"), object);
+        let old_object = node.get("oldObject");
+        let old_object = old_object.and_then(|object| self.object(&format!("{path}.oldObject"), object));
+        let seen = self.time(node, path, "seen");
+        let expected = self.expected(path, node);
+        for (member, is_missing) in [("name", name.is_none()), ("source", source.is_none())] {
+            if is_missing && self.problems.len() == before {
+                self.refuse(node.position, format!("{path}: {member} is missing"));
+            }
+        }
+        if self.problems.len() > before {
+            return None;
+        }
+        Some(ChangeCase {
+            position: node.position,
+            name: name?,
+            namespace: namespace.unwrap_or_else(|| defaults.namespace.clone()),
+            source: source?,
+            change: change?,
+            object: object?,
+            old_object,
+            seen,
+            expected,
         })
+    }
+
+    fn change(&mut self, node: &DocumentNode, path: &str) -> Option<ChangeKind> {
+        let Some(word) = self.text(node, path, "change") else {
+            return Some(ChangeKind::Added);
+        };
+        let found = ChangeKind::ALL.into_iter().find(|change| change.word() == word);
+        if found.is_none() {
+            let message = format!("{path}.change: must be added, updated or deleted");
+            self.refuse(node.position_of("change"), message);
+        }
+        found
+    }
+
+    /// An object as the API server has it. `metadata.uid` and `metadata.resourceVersion` are optional.
+    fn object(&mut self, path: &str, node: &DocumentNode) -> Option<Value> {
+        let mut object = node.to_json();
+        for name in ["apiVersion", "kind"] {
+            if object.get(name).and_then(Value::as_str).is_none() {
+                self.refuse(node.position, format!("{path}: {name} is missing"));
+                return None;
+            }
+        }
+        let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
+            self.refuse(node.position, format!("{path}: metadata is missing"));
+            return None;
+        };
+        for name in ["uid", "resourceVersion"] {
+            metadata.entry(name).or_insert_with(|| "1".into());
+        }
+        Some(object)
     }
 
     /// A list of the events of a batch.
@@ -285,17 +409,7 @@ impl SuiteReader<'_> {
                 }
             },
         };
-        let received = match self.text(node, path, "received") {
-            None => None,
-            Some(text) => match text.parse() {
-                Ok(time) => Some(time),
-                Err(_) => {
-                    let message = format!("{path}.received: is not a time such as 2026-11-24T08:00:00Z");
-                    self.refuse(node.position_of("received"), message);
-                    None
-                }
-            },
-        };
+        let received = self.time(node, path, "received");
         let query = self.text(node, path, "query");
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
         let Ok(uri) = format!("{webhook}{query}").parse() else {
@@ -310,6 +424,15 @@ impl SuiteReader<'_> {
             body,
             received,
         })
+    }
+
+    fn time(&mut self, node: &DocumentNode, path: &str, name: &str) -> Option<Timestamp> {
+        let time = self.text(node, path, name)?.parse();
+        if time.is_err() {
+            let message = format!("{path}.{name}: is not a time such as 2026-11-24T08:00:00Z");
+            self.refuse(node.position_of(name), message);
+        }
+        time.ok()
     }
 
     fn event_case(&mut self, path: &str, node: &DocumentNode, defaults: &Defaults) -> Option<Case> {
@@ -506,7 +629,7 @@ mod tests {
         );
         let cases = cases.into_iter().map(|case| match case {
             TestCase::Event(case) => case,
-            TestCase::Request(case) => panic!("{case:?}"),
+            other => panic!("{other:?}"),
         });
         let cases: Vec<_> = cases.collect();
         let places: Vec<_> = cases

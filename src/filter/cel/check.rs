@@ -33,6 +33,38 @@ pub(super) const DATA: &str = "data";
 const REQUEST: &str = "request";
 const BODY: &str = "body";
 
+/// The variables of an expression on the change of an object.
+const CHANGE: &str = "change";
+const OBJECT: &str = "object";
+const OLD_OBJECT: &str = "oldObject";
+
+/// What an expression is evaluated on.
+#[derive(Clone, Copy, Default)]
+enum ExpressionScope {
+    #[default]
+    Event,
+    /// Also the request that the event is made of.
+    Request,
+    /// Also the change of an object that the event is made of.
+    Change,
+}
+
+impl ExpressionScope {
+    /// Resolves a variable that is neither of the event nor of a loop.
+    fn variable(self, name: String) -> Result<CelNode, Disallowed> {
+        match (self, &*name) {
+            (Self::Request, REQUEST) => Ok(CelNode::Request),
+            (Self::Request, BODY) => Ok(CelNode::Body),
+            (Self::Change, CHANGE) => Ok(CelNode::Change),
+            (Self::Change, OBJECT) => Ok(CelNode::Object),
+            (Self::Change, OLD_OBJECT) => Ok(CelNode::OldObject),
+            (Self::Event, _) => Err(Disallowed::Unknown(name)),
+            (Self::Request, _) => Err(Disallowed::UnknownInRequest(name)),
+            (Self::Change, _) => Err(Disallowed::UnknownInChange(name)),
+        }
+    }
+}
+
 impl CelExpression {
     /// Compiles a condition.
     ///
@@ -51,7 +83,7 @@ impl CelExpression {
     /// # Errors
     /// What is wrong with it, with the position for syntax errors.
     pub fn parse_value(text: &str) -> Result<Self, CelParseError> {
-        Self::compile(text, Check::default())
+        Self::compile(text, ExpressionScope::Event)
     }
 
     /// Compiles an expression on a request and the event that is made of it, whose value may have any type.
@@ -59,14 +91,22 @@ impl CelExpression {
     /// # Errors
     /// What is wrong with it, with the position for syntax errors.
     pub fn parse_request_value(text: &str) -> Result<Self, CelParseError> {
-        let check = Check {
-            has_request: true,
-            ..Check::default()
-        };
-        Self::compile(text, check)
+        Self::compile(text, ExpressionScope::Request)
     }
 
-    fn compile(text: &str, mut check: Check) -> Result<Self, CelParseError> {
+    /// Compiles an expression on the change of an object and the event that is made of it, whose value may have any type.
+    ///
+    /// # Errors
+    /// What is wrong with it, with the position for syntax errors.
+    pub fn parse_change_value(text: &str) -> Result<Self, CelParseError> {
+        Self::compile(text, ExpressionScope::Change)
+    }
+
+    fn compile(text: &str, scope: ExpressionScope) -> Result<Self, CelParseError> {
+        let mut check = Check {
+            scope,
+            ..Check::default()
+        };
         // The parser's own limit bounds its recursion on brackets, but not on nested conditionals. The resulting
         // nodes are bounded by the length, and visited no deeper than `MAX_DEPTH`.
         if text.chars().count() > MAX_LENGTH {
@@ -150,8 +190,7 @@ fn without_strings(text: &str) -> String {
 #[derive(Default)]
 struct Check {
     parts: usize,
-    /// Whether there are the variables of a request.
-    has_request: bool,
+    scope: ExpressionScope,
     /// Variables of the loops around, the innermost last.
     variables: Vec<String>,
 }
@@ -172,10 +211,7 @@ impl Check {
             Expr::Ident(name) if name == DATA => Ok(CelNode::Data),
             Expr::Ident(name) => match self.variables.iter().rev().position(|variable| *variable == name) {
                 Some(outward) => Ok(CelNode::Variable(outward)),
-                None if self.has_request && name == REQUEST => Ok(CelNode::Request),
-                None if self.has_request && name == BODY => Ok(CelNode::Body),
-                None if self.has_request => Err(Disallowed::UnknownInRequest(name)),
-                None => Err(Disallowed::Unknown(name)),
+                None => self.scope.variable(name),
             },
             Expr::Select(SelectExpr { operand, field, test }) if is_event(&operand.expr) => {
                 attribute(&field, test)

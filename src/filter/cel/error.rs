@@ -61,6 +61,12 @@ pub enum Disallowed {
          in event.type"
     )]
     UnknownInRequest(String),
+    /// Unknown variable of an expression on the change of an object.
+    #[error(
+        "there is no {0}: the variables are object, as in object.metadata.name, oldObject, which is the version before or null, \
+         change, which is 'added', 'updated' or 'deleted', and event, as in event.type"
+    )]
+    UnknownInChange(String),
     /// `event` by itself.
     #[error("event is not a value by itself: use event.type, event.data or another of its fields")]
     WholeEvent,

@@ -11,7 +11,7 @@ use cel::{
 };
 
 use super::{
-    CelExpression, CelFailure, DataError, MAX_TEXT,
+    CelExpression, CelFailure, ChangedObject, DataError, MAX_TEXT,
     functions::environment,
     network::Network,
     time::CelTime,
@@ -100,6 +100,9 @@ impl<'b, 'v> CelScope<'b, 'v> {
                 Ok(body) => Ok(CowVal::Borrowed(body.value())),
                 Err(error) => Err(CelFailure::Execution(error.into())),
             },
+            CelNode::Change => Ok(CowVal::Borrowed(self.changed("change")?.change())),
+            CelNode::Object => version(self.changed("object")?.object()),
+            CelNode::OldObject => version(self.changed("oldObject")?.old_object()),
             CelNode::HasAttribute(name) => Ok(truth(self.subject.event().attribute(name).is_some())),
             CelNode::HasData => self.has_data().map(truth),
             CelNode::Field(operand, name) => index(self.value(operand)?, name, "_._"),
@@ -172,6 +175,10 @@ impl<'b, 'v> CelScope<'b, 'v> {
             }
             Some(cloudevents::Value::String(text)) => Ok(CowVal::owned(CelString::from(&**text))),
         }
+    }
+
+    fn changed(self, variable: &str) -> Result<&'v ChangedObject<'v>, CelFailure> {
+        self.subject.change().ok_or_else(|| missing(variable))
     }
 
     pub(super) fn data(self) -> Evaluated<'b, 'v> {
@@ -527,6 +534,13 @@ pub(super) fn no_boolean(value: &dyn Val) -> CelFailure {
         got: type_of(value),
         want: "bool".to_owned(),
     })
+}
+
+fn version<'b, 'v>(version: Result<&'b (dyn Val + 'v), DataError>) -> Evaluated<'b, 'v> {
+    match version {
+        Ok(version) => Ok(CowVal::Borrowed(version)),
+        Err(error) => Err(CelFailure::Execution(error.into())),
+    }
 }
 
 pub(super) fn missing(what: &str) -> CelFailure {

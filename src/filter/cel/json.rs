@@ -76,6 +76,13 @@ impl Json {
         Ok(Self(Box::new(CelString::from(text.to_owned()))))
     }
 
+    /// A value that is in memory already.
+    pub(super) fn of_value(value: &serde_json::Value) -> Result<Self, DataError> {
+        let room = Cell::new(MAX_VALUES);
+        let made = Values { room: &room }.deserialize(value);
+        made.map_err(|_| DataError::TooManyValues)
+    }
+
     fn parse(text: &[u8]) -> Result<Self, DataError> {
         if text.len() > MAX_DATA {
             return Err(DataError::TooLarge);

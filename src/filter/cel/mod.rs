@@ -6,7 +6,8 @@
 //! [`CelEvaluation`] do the same for expressions of any type, which templates contain.
 //!
 //! An expression of a webhook also has the variables `request`, the request that the event is made of, and `body`, its
-//! data as JSON, as the fields of a form, or as text: [`CelExpression::parse_request_value`].
+//! data as JSON, as the fields of a form, or as text: [`CelExpression::parse_request_value`]. One on the change of an object has
+//! `change`, `object` and `oldObject`: [`CelExpression::parse_change_value`].
 //!
 //! The crate `cel` provides the parser and the values. This module restricts the language, evaluates it, and
 //! charges every part. Loops (`all`, `exists`, `exists_one`, `map`, `filter`) are charged for each element, and a new
@@ -21,6 +22,7 @@
 //! An evaluation fails if a field is missing or types do not match. Per the CEL specification, `&&` and `||` ignore
 //! a failed operand if the other one decides.
 
+mod change;
 mod check;
 mod error;
 mod evaluate;
@@ -42,6 +44,7 @@ mod tests;
 mod time;
 mod tree;
 
+pub use change::ChangedObject;
 pub use error::{CelFailure, CelParseError, Disallowed};
 pub(super) use json::{DataError, Json};
 pub use limits::{MAX_DATA, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_TEXT, MAX_VALUES};
@@ -68,6 +71,12 @@ impl CelExpression {
     #[must_use]
     pub fn parts(&self) -> usize {
         self.root.count()
+    }
+
+    /// Whether it has the variable `oldObject`.
+    #[must_use]
+    pub fn reads_old_object(&self) -> bool {
+        self.root.reads_old_object()
     }
 
     /// Returns the size of its regular expressions, in bytes.

@@ -7,7 +7,7 @@ use cel::common::{
 };
 
 use super::{
-    CelExpression, CelFailure, IncomingRequest,
+    CelExpression, CelFailure, ChangedObject, IncomingRequest,
     evaluate::{CelScope, ELEMENT, type_of},
     scalar::scalar_text,
     time::CelTime,
@@ -39,6 +39,15 @@ impl<'a> CelEvaluation<'a> {
     pub fn of_request(event: &'a cloudevents::Event, request: &'a IncomingRequest<'a>) -> Self {
         Self {
             subject: Subject::of_request(event, request),
+            fuel: Fuel::new(),
+        }
+    }
+
+    /// Starts with a full budget, on an event and the change of an object that it is made of.
+    #[must_use]
+    pub fn of_change(event: &'a cloudevents::Event, change: &'a ChangedObject<'a>) -> Self {
+        Self {
+            subject: Subject::of_change(event, change),
             fuel: Fuel::new(),
         }
     }

@@ -29,6 +29,12 @@ pub(super) enum CelNode {
     Request,
     /// `body`.
     Body,
+    /// `change`.
+    Change,
+    /// `object`.
+    Object,
+    /// `oldObject`.
+    OldObject,
     /// `has(event.type)`.
     HasAttribute(Box<str>),
     /// `has(event.data)`.
@@ -124,6 +130,9 @@ impl CelNode {
             | Self::Attribute(_)
             | Self::Request
             | Self::Body
+            | Self::Change
+            | Self::Object
+            | Self::OldObject
             | Self::Data
             | Self::HasAttribute(_)
             | Self::HasData => &[],
@@ -150,6 +159,11 @@ impl CelNode {
             Self::Conditional(nodes) | Self::Collect(nodes) => &**nodes,
             Self::NewList(nodes) | Self::NewMap(_, nodes) => nodes,
         }
+    }
+
+    /// Whether it has the variable `oldObject`.
+    pub(super) fn reads_old_object(&self) -> bool {
+        matches!(self, Self::OldObject) || self.children().iter().any(Self::reads_old_object)
     }
 
     /// Number of nodes, including the constants in lists.

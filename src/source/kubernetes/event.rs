@@ -4,44 +4,23 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    ledger::{ChangeKind, ObservedChange},
+    ledger::ObservedChange,
     merge_patch::merge_patch,
+    names::KindNames,
     object::{ObservedObject, remains},
     record::ObjectPlace,
 };
-use crate::cloudevents::{Event, EventBuilder, Invalid};
+use crate::{
+    cloudevents::{Event, EventBuilder, Invalid},
+    routing::ChangeKind,
+};
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 
-/// How a kind is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KindNames {
-    /// Group and version, such as `apps/v1`, or `v1`.
-    pub api_version: String,
-    /// Kind.
-    pub kind: String,
-    /// Its name in paths, such as `deployments`.
-    pub plural: String,
-}
-
-impl KindNames {
-    /// The path of the objects of a namespace, or of those that belong to none, at the API server.
-    fn collection(&self, namespace: Option<&str>) -> String {
-        let Self {
-            api_version, plural, ..
-        } = self;
-        let root = if api_version.contains('/') { "apis" } else { "api" };
-        match namespace {
-            Some(namespace) => format!("/{root}/{api_version}/namespaces/{namespace}/{plural}"),
-            None => format!("/{root}/{api_version}/{plural}"),
-        }
-    }
-}
-
 /// What the data of an event is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum EventData<'a> {
+pub(super) enum EventData<'a> {
     /// The whole object.
     Object,
     /// The difference from an earlier version, if that is known.
@@ -52,20 +31,23 @@ pub enum EventData<'a> {
 
 /// Makes the event of a change. `object` is `None` if the object was deleted while nobody watched.
 ///
+/// The `id` begins with the UID of the Source: several Sources may tell the same change, each in its own way, and a broker
+/// with deduplication would take only the first. Whoever tells the change again for the same Source uses the same.
+///
 /// # Errors
 /// If it is no valid event, which takes an object with a very strange name.
-pub fn event(
+pub(super) fn event(
     names: &KindNames,
     change: &ObservedChange,
     object: Option<&ObservedObject>,
     data: EventData<'_>,
+    source_uid: &str,
     now: Timestamp,
 ) -> Result<Event, Invalid> {
     let ObservedChange {
         key,
         place: ObjectPlace { namespace, name },
         kind,
-        version,
         ..
     } = change;
     let source = names.collection(namespace.as_deref());
@@ -75,7 +57,7 @@ pub fn event(
         ChangeKind::Added | ChangeKind::Updated => changed.unwrap_or(now),
     };
     let mut builder = EventBuilder::new()
-        .attribute("id", change.id())
+        .attribute("id", format!("{source_uid}.{}", change.id()))
         .attribute("type", format!("dev.weir.kubernetes.{}", kind.word()))
         .attribute("subject", format!("{source}/{name}"))
         .attribute("source", source)
@@ -90,7 +72,7 @@ pub fn event(
     }
     let whole = || match object {
         Some(object) => object.value.clone(),
-        None => remains(&names.api_version, &names.kind, &change.place, &key.uid, version),
+        None => remains(names, change),
     };
     let (content_type, data) = match (data, object) {
         (EventData::Reference, _) => (JSON, reference(names, change)),
@@ -165,9 +147,17 @@ mod tests {
     fn event_names_its_object() {
         let object = observed(2);
         let added = change(ChangeKind::Added, Some("shop"));
-        let event = event(&names("apps/v1"), &added, Some(&object), EventData::Object, NOW).unwrap();
+        let event = event(
+            &names("apps/v1"),
+            &added,
+            Some(&object),
+            EventData::Object,
+            "s1",
+            NOW,
+        )
+        .unwrap();
         for (name, value) in [
-            ("id", "5f0a.7"),
+            ("id", "s1.5f0a.7"),
             ("type", "dev.weir.kubernetes.added"),
             ("source", "/apis/apps/v1/namespaces/shop/deployments"),
             ("subject", "/apis/apps/v1/namespaces/shop/deployments/web"),
@@ -182,6 +172,18 @@ mod tests {
             assert_eq!(event.attribute(name), Some(&value.into()), "{name}");
         }
         assert_eq!(data(&event), object.value);
+    }
+
+    #[test]
+    fn events_of_two_sources_have_ids_of_their_own() {
+        let (object, updated) = (observed(2), change(ChangeKind::Updated, Some("shop")));
+        let id = |source_uid| {
+            let (names, data) = (names("apps/v1"), EventData::Object);
+            let event = event(&names, &updated, Some(&object), data, source_uid, NOW).unwrap();
+            (event.source().to_owned(), event.id().to_owned())
+        };
+        assert_ne!(id("s1"), id("s2"));
+        assert_eq!(id("s1"), id("s1"));
     }
 
     #[test]
@@ -222,7 +224,15 @@ mod tests {
             ),
             (deleted, None, EventData::Object, JSON, remains),
         ] {
-            let made = event(&names("apps/v1"), &change(kind, Some("shop")), object, asked, NOW).unwrap();
+            let made = event(
+                &names("apps/v1"),
+                &change(kind, Some("shop")),
+                object,
+                asked,
+                "s1",
+                NOW,
+            )
+            .unwrap();
             assert_eq!(data(&made), expected);
             assert_eq!(made.attribute("datacontenttype"), Some(&content_type.into()));
         }
@@ -231,9 +241,9 @@ mod tests {
     #[test]
     fn objects_of_the_core_and_of_no_namespace_have_their_own_paths() {
         let deleted = change(ChangeKind::Deleted, None);
-        let event = event(&names("v1"), &deleted, None, EventData::Reference, NOW).unwrap();
+        let event = event(&names("v1"), &deleted, None, EventData::Reference, "s1", NOW).unwrap();
         assert_eq!(event.source(), "/api/v1/deployments");
-        assert_eq!(event.id(), "5f0a.5.deleted");
+        assert_eq!(event.id(), "s1.5f0a.5.deleted");
         assert_eq!(event.attribute("namespace"), None);
         assert_eq!(event.attribute("time"), Some(&"1970-01-01T00:00:00Z".into()));
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::record::{ObjectKey, ObjectPlace, Record, SHARDS, shard_of};
+use crate::routing::ChangeKind;
 
 /// A change of an object that is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct ObservedChange {
 }
 
 impl ObservedChange {
-    /// Returns the `id` of the event. Whoever tells the change again, after a crash, uses the same.
+    /// Returns what identifies the change among those of a Source. It is the same when the change is seen again, after a crash.
     #[must_use]
     pub fn id(&self) -> String {
         let Self {
@@ -34,29 +35,6 @@ impl ObservedChange {
         match self.kind {
             ChangeKind::Added | ChangeKind::Updated => format!("{}.{version}", key.uid),
             ChangeKind::Deleted => format!("{}.{since}.deleted", key.uid),
-        }
-    }
-}
-
-/// What happened to an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ChangeKind {
-    /// It is new, or matches the selectors again.
-    Added,
-    /// It has another version.
-    Updated,
-    /// It is gone, or no longer matches the selectors.
-    Deleted,
-}
-
-impl ChangeKind {
-    /// Word in types of events and in metrics.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Added => "added",
-            Self::Updated => "updated",
-            Self::Deleted => "deleted",
         }
     }
 }

@@ -3,8 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Returns the patch that makes one value of the other. It cannot express a member that is null.
-#[must_use]
-pub fn merge_patch(before: &Value, after: &Value) -> Value {
+pub(super) fn merge_patch(before: &Value, after: &Value) -> Value {
     let (Value::Object(before), Value::Object(after)) = (before, after) else {
         return after.clone();
     };

@@ -9,14 +9,16 @@
 
 mod event;
 mod ledger;
+mod maker;
 mod merge_patch;
+mod names;
 mod object;
 #[cfg(test)]
 mod properties;
 mod record;
 
-pub use event::{EventData, KindNames, event};
-pub use ledger::{ChangeKind, Ledger, ObservedChange, UnsavedRecords};
-pub use merge_patch::merge_patch;
+pub use ledger::{Ledger, ObservedChange, UnsavedRecords};
+pub use maker::{ChangeRejection, EventMaker, InvalidObjectEvents};
+pub use names::KindNames;
 pub use object::{InvalidObject, ObservedObject};
 pub use record::{InvalidRecord, ObjectKey, ObjectPlace, Record, SHARDS, shard_of};

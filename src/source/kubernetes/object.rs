@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::record::ObjectPlace;
+use super::{ledger::ObservedChange, names::KindNames, record::ObjectPlace};
 
 /// Maximum length of a UID. A key of a ConfigMap has 253 bytes at most, and also names the kind.
 const MAX_UID: usize = 64;
@@ -73,8 +73,14 @@ impl ObservedObject {
 }
 
 /// What is known of a deleted object that was not seen since a restart, in the form of an object.
-pub(super) fn remains(api_version: &str, kind: &str, place: &ObjectPlace, uid: &str, version: &str) -> Value {
-    let mut metadata = json!({"name": place.name, "uid": uid, "resourceVersion": version});
+pub(super) fn remains(names: &KindNames, change: &ObservedChange) -> Value {
+    let KindNames {
+        api_version, kind, ..
+    } = names;
+    let ObservedChange {
+        key, place, version, ..
+    } = change;
+    let mut metadata = json!({"name": place.name, "uid": *key.uid, "resourceVersion": version});
     if let Some(namespace) = &place.namespace {
         metadata["namespace"] = namespace.clone().into();
     }

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use proptest::prelude::*;
 
 use super::{
-    ledger::{ChangeKind, Ledger, ObservedChange},
+    ledger::{Ledger, ObservedChange},
     record::{ObjectKey, ObjectPlace, Record, SHARDS},
 };
+use crate::routing::ChangeKind;
 
 const OBJECTS: u8 = 4;
 

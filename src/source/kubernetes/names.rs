@@ -1,0 +1,26 @@
+//! How a kind of object is called.
+
+/// How a kind is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KindNames {
+    /// Group and version, such as `apps/v1`, or `v1`.
+    pub api_version: String,
+    /// Kind.
+    pub kind: String,
+    /// Its name in paths, such as `deployments`.
+    pub plural: String,
+}
+
+impl KindNames {
+    /// The path of the objects of a namespace, or of those that belong to none, at the API server.
+    pub(super) fn collection(&self, namespace: Option<&str>) -> String {
+        let Self {
+            api_version, plural, ..
+        } = self;
+        let root = if api_version.contains('/') { "apis" } else { "api" };
+        match namespace {
+            Some(namespace) => format!("/{root}/{api_version}/namespaces/{namespace}/{plural}"),
+            None => format!("/{root}/{api_version}/{plural}"),
+        }
+    }
+}
