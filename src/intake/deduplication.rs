@@ -108,7 +108,8 @@ impl Deduplication {
 }
 
 impl IdWindows {
-    fn of(&self, broker: &BrokerName) -> Option<IdWindow> {
+    /// The window of a broker; `None` if it has no deduplication.
+    pub fn of(&self, broker: &BrokerName) -> Option<IdWindow> {
         match self.brokers.get(broker.as_str()) {
             Some(window) => *window,
             None => self.others,

@@ -287,6 +287,7 @@ impl Shards {
 
     async fn apply_to_all(&self, work: &mut Work) -> Result<(), EngineError> {
         if let Some(configuration) = &work.configuration {
+            self.want_id_windows(configuration);
             let owned = self.owned();
             let applying = owned.values().map(|owned| self.apply_to(owned, configuration));
             for (shard, applied) in owned.values().zip(join_all(applying).await) {
@@ -299,6 +300,16 @@ impl Shards {
         self.run_sources(work, None);
         self.forget_last_runs(work).await;
         Ok(())
+    }
+
+    /// Decides the windows of the streams of this router's shards, unless another router may have a newer configuration.
+    fn want_id_windows(&self, configuration: &WantedConfiguration) {
+        if let Some(log) = &self.shared
+            && !configuration.is_saved
+        {
+            let windows = id_windows(&configuration.table);
+            log.want_id_windows(move |broker| windows.of(broker));
+        }
     }
 
     /// Resolves once every shard of the installation has an owner that has applied this revision.

@@ -171,11 +171,7 @@ impl JetStream {
             let wait = patience.attempt();
             let attempt = async {
                 if !log.is_ready() {
-                    self.create(log, wait).await?;
-                }
-                if log.id_window().is_some_and(|window| window > self.id_window()) {
-                    // The broker had deduplication.
-                    self.set_window(log, self.id_window(), wait).await?;
+                    self.create(log, None, wait).await?;
                 }
                 if let Some(payloads) = payloads.take() {
                     let millis = log.accept(accepted_millis);

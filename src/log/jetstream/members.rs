@@ -127,7 +127,9 @@ impl Membership {
         let logs: Vec<_> = logs.collect();
         join_all(logs.iter().map(|log| self.streams.confirm_end(log))).await;
         self.announce().await;
-        Ok(Ownership { shard, epoch })
+        let ownership = Ownership { shard, epoch };
+        self.streams.windows.taken(ownership);
+        Ok(ownership)
     }
 
     /// Whether a shard is still owned at this epoch, as the leader of the state stream reports.
@@ -144,6 +146,7 @@ impl Membership {
     /// # Errors
     /// [`LogError::Unavailable`] if NATS does not respond; then the shard is free once this membership has ended.
     pub async fn release(&self, Ownership { shard, epoch }: Ownership) -> Result<(), LogError> {
+        self.streams.windows.released(shard);
         match self.streams.set_owner(shard, &[], epoch.0).await {
             Ok(_) | Err(LogError::Fenced(_)) => {
                 self.announce().await;
@@ -218,6 +221,7 @@ impl JetStream {
                         .to_owned(),
             });
         }
+        self.windows.joined();
         Ok(Membership {
             streams: self.clone(),
             router: router.to_owned(),

@@ -22,7 +22,8 @@
 //! classifies failures as permanent or retryable (`patience.rs` retries); `api.rs` has the JSON. `streams.rs` and
 //! `tracked.rs` cache the state of each stream, and `health.rs` that of the servers; `watch.rs` updates both.
 //! `append.rs` and `unique.rs` (on `publish.rs`), `reads.rs` (with `recent.rs`) and `upkeep.rs` are the operations of a log,
-//! `state.rs` and `saves.rs` those of checkpoints. `decide.rs` (on `partitions.rs`) decides into how many partitions the
+//! `windows.rs` (on `stream_windows.rs`) sets for how long repeats are
+//! recognized. `state.rs` and `saves.rs` are the operations of checkpoints. `decide.rs` (on `partitions.rs`) decides into how many partitions the
 //! events of a broker are divided. `members.rs` has the routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the
 //! period for which this router may deliver. `copy.rs` copies the logs of another provider, and `ask.rs` lets routers
 //! ask each other.
@@ -54,6 +55,7 @@ mod refused;
 mod saves;
 mod session;
 mod state;
+mod stream_windows;
 mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -62,6 +64,7 @@ mod turn;
 mod unique;
 mod upkeep;
 mod watch;
+mod windows;
 
 pub use copy::{BrokerOf, CopyReport};
 pub use members::{Membership, Seen};
@@ -85,8 +88,8 @@ use tokio::{
 
 use self::{saves::SaveRequest, streams::JetStream, tracked::Tracked};
 use super::{
-    Append, Appended, BrokerName, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError,
-    LogHealth, LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
+    Append, Appended, BrokerName, CheckpointChange, CheckpointKey, Checkpoints, IdWindow, Log, LogBounds,
+    LogError, LogHealth, LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
 };
 
 /// The logs in a JetStream account. The connection and the background tasks end once this and all handles of its logs
@@ -175,6 +178,15 @@ impl JetStreamLog {
     /// [`JetStreamOptions::partitions`].
     pub fn want_partitions(&self, wanted: BTreeMap<BrokerName, u16>) {
         self.0.streams.partitions.want(wanted);
+    }
+
+    /// Sets the windows of brokers by the present configuration. The streams of brokers of which this router owns the first
+    /// shard get them within a few seconds, as far as the servers accept them.
+    pub fn want_id_windows(
+        &self,
+        window_of: impl Fn(&BrokerName) -> Option<IdWindow> + Send + Sync + 'static,
+    ) {
+        self.0.streams.windows.want(Arc::new(window_of));
     }
 
     /// Decides the numbers of partitions of those brokers that no router has used yet. They never change afterwards.

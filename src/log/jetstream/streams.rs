@@ -26,10 +26,11 @@ use super::{
     partitions::KnownPartitions,
     recent::RecentRecords,
     session::{NatsError, Session},
+    stream_windows::StreamWindows,
     tracked::Tracked,
     turn::Turn,
 };
-use crate::log::{LogError, LogName, Offset, REMEMBERED};
+use crate::log::{IdWindow, LogError, LogName, Offset, REMEMBERED};
 
 /// Metadata key of a stream for its number of partitions.
 const PARTITIONS: &str = "weir.dev/partitions";
@@ -53,6 +54,8 @@ pub(super) struct JetStream {
     pub(super) owners_changed: Notify,
     /// The numbers of partitions of brokers.
     pub(super) partitions: KnownPartitions,
+    /// The windows of streams.
+    pub(super) windows: StreamWindows,
     /// Bytes of the recent records that are kept of all logs.
     recent_bytes: Arc<AtomicUsize>,
     /// Number of failed attempts to read.
@@ -75,6 +78,7 @@ impl JetStream {
             state_end: AtomicU64::new(0),
             owners_changed: Notify::new(),
             partitions: KnownPartitions::default(),
+            windows: StreamWindows::default(),
             recent_bytes: Arc::default(),
             read_errors: AtomicU64::new(0),
             health: ServerHealth::default(),
@@ -158,17 +162,20 @@ impl JetStream {
         Ok(info)
     }
 
-    /// Creates the stream of a log if it does not exist, and reads the newest time in it.
-    pub(super) async fn create(&self, log: &Tracked, wait: Duration) -> Result<(), NatsError> {
+    /// Creates the stream of a log if it does not exist, for a broker with this window, and reads the newest time in it.
+    pub(super) async fn create(
+        &self,
+        log: &Tracked,
+        window: Option<IdWindow>,
+        wait: Duration,
+    ) -> Result<(), NatsError> {
         let waited = tokio::time::timeout(wait, log.creating.lock()).await;
         let _creating = waited
             .map_err(|_| NatsError::NoAnswer("timed out waiting for the stream to be created".to_owned()))?;
         if log.is_ready() {
             return Ok(());
         }
-        // If the stream was deleted, it does not reuse the offsets that Triggers are past.
-        let config = self.config_of(log, log.bounds().next);
-        let info = self.session.stream_or_new(&config, wait).await?;
+        let info = self.stream_with_window(log, window, wait).await?;
         check_partitions(&info)?;
         log.observe(&info);
         log.set_ready(self.newest(log, &info, wait).await?.unwrap_or(i64::MIN));
@@ -244,7 +251,7 @@ impl JetStream {
         self.session.stream_or_new(&config, wait).await
     }
 
-    /// Returns the nanoseconds for which the server remembers ids.
+    /// Returns the nanoseconds for which the server remembers ids, at least.
     pub(super) fn id_window(&self) -> u64 {
         let window = self.options.timeout.saturating_mul(ID_TIMEOUTS);
         u64::try_from(window.max(REMEMBERED).as_nanos()).unwrap_or(u64::MAX)

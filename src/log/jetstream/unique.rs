@@ -1,6 +1,6 @@
 //! Appends without repeats. Each message has its key as the id by which the server recognizes duplicates, and its digest
-//! in a header. The server remembers the ids for the `duplicate_window` of the stream, which is set to the window of the
-//! broker; after a restart it knows those of the messages in the stream, so records must be retained as long.
+//! in a header. The server remembers the ids for the `duplicate_window` of the stream, which is the window of the broker
+//! (`windows.rs`); after a restart it knows those of the messages in the stream, so records must be retained as long.
 //!
 //! The server rejects a whole batch because of one duplicate, and does not say which one it is. The messages of such a
 //! batch are then stored one by one.
@@ -10,11 +10,10 @@ use std::time::Duration;
 use async_nats::header;
 use bytes::Bytes;
 use futures::StreamExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::OnceCell;
 
 use super::{
-    api::StreamInfo,
     append::{AppendOutcome, outgoing},
     layout,
     patience::Patience,
@@ -103,7 +102,7 @@ impl JetStream {
         })
     }
 
-    /// Creates the messages of records, once the stream exists with the window.
+    /// Creates the messages of records, once the stream exists.
     async fn unique_messages(
         &self,
         log: &Tracked,
@@ -129,11 +128,10 @@ impl JetStream {
     }
 
     async fn prepare(&self, log: &Tracked, window: IdWindow, wait: Duration) -> Result<(), NatsError> {
-        if !log.is_ready() {
-            self.create(log, wait).await?;
+        if log.is_ready() {
+            return Ok(());
         }
-        let window = self.id_window().max(nanos(window.age));
-        self.set_window(log, window, wait).await
+        self.create(log, Some(window), wait).await
     }
 
     /// Stores messages, unless others have their ids. Returns the outcome of each.
@@ -260,33 +258,4 @@ impl JetStream {
         let accepted = layout::decode(&log.location.subject, &stored.content);
         Ok(Compared::Conflict(accepted.map_or(0, |(millis, _)| millis)))
     }
-
-    /// Sets the time for which the server remembers the ids of a stream, in nanoseconds.
-    pub(super) async fn set_window(
-        &self,
-        log: &Tracked,
-        window: u64,
-        wait: Duration,
-    ) -> Result<(), NatsError> {
-        if log.id_window() == Some(window) {
-            return Ok(());
-        }
-        let stream = &log.location.stream;
-        let mut info: Value = self
-            .session
-            .api(&format!("STREAM.INFO.{stream}"), &json!({}), wait)
-            .await?;
-        let mut config = info["config"].take();
-        config["duplicate_window"] = window.into();
-        let updated: StreamInfo = self
-            .session
-            .api(&format!("STREAM.UPDATE.{stream}"), &config, wait)
-            .await?;
-        log.observe(&updated);
-        Ok(())
-    }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

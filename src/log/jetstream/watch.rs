@@ -39,6 +39,7 @@ async fn poll(streams: Arc<JetStream>) {
         if let Err(error) = streams.refresh_all(POLL).await {
             tracing::debug!(%error, "cannot list the streams");
         }
+        streams.set_windows().await;
         if let Err(error) = streams.decide_existing().await {
             tracing::debug!(%error, "cannot read the numbers of partitions");
         }

@@ -1,6 +1,11 @@
 //! Tests with three servers and streams with three replicas: leaders are killed, and any replica responds to reads.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
 
 use super::{
     super::*,
@@ -8,7 +13,10 @@ use super::{
     health,
     server::{FIT, HeldPort, NatsServer, PATIENCE, eventually},
 };
-use crate::log::conformance::{self, ALL, ByKey as _, Tested, at, payloads};
+use crate::log::{
+    EventIdentity, Unique,
+    conformance::{self, ALL, ByKey as _, Tested, WINDOW, at, payloads},
+};
 
 /// Servers of one cluster.
 struct NatsCluster {
@@ -125,6 +133,77 @@ async fn nothing_acknowledged_is_lost_or_stored_twice_when_leaders_are_killed() 
         cluster.servers[leader].start_again();
     })
     .await;
+}
+
+/// Number of times that a leader is killed: `WEIR_KILLS`, else a few.
+fn kills() -> u32 {
+    let asked_for = std::env::var("WEIR_KILLS").ok();
+    asked_for.and_then(|kills| kills.parse().ok()).unwrap_or(2)
+}
+
+/// Appends the event of a number, unless it is a repeat.
+async fn send(log: &JetStreamLog, number: u32) -> Result<Appended, LogError> {
+    let mut key = [7; 16];
+    key[..4].copy_from_slice(&number.to_be_bytes());
+    let append = Append {
+        payloads: vec![format!("{number} {}", fastrand::u64(..)).into()],
+        accepted: at(0),
+        unique: Some(Unique {
+            identities: vec![EventIdentity { key, digest: 1 }],
+            window: WINDOW,
+        }),
+    };
+    log.open(&LogName::from_key("n/b")).append(append).await
+}
+
+/// Producers send each event until it is acknowledged, and then once more to the other router.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_again_is_stored_once_when_leaders_are_killed() {
+    const BETWEEN: u32 = 200;
+    let mut cluster = NatsCluster::start().await;
+    let (one, other) = futures::join!(cluster.connect(), cluster.connect());
+    let (next, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    let events = BETWEEN * (kills() + 1);
+    let producer = async || {
+        loop {
+            let number = next.fetch_add(1, Relaxed);
+            if number >= events {
+                return;
+            }
+            let (first, second) = if number % 2 == 0 {
+                (&one, &other)
+            } else {
+                (&other, &one)
+            };
+            eventually(async || send(first, number).await).await;
+            let again = eventually(async || send(second, number).await).await;
+            assert_eq!(again.repeats, 1, "{number}");
+            done.fetch_add(1, Relaxed);
+        }
+    };
+    let killing = async {
+        for kill in 1..=kills() {
+            eventually(async || match done.load(Relaxed) {
+                done if done >= kill * BETWEEN => Ok(()),
+                done => Err(done),
+            })
+            .await;
+            let leader = cluster.leader(&one, "weir_n_b").await;
+            cluster.servers[leader].kill();
+            assert_ne!(cluster.leader(&one, "weir_n_b").await, leader);
+            cluster.servers[leader].start_again();
+        }
+    };
+    futures::join!(futures::future::join_all((0..16).map(|_| producer())), killing);
+    let records = one.read("n/b", Offset(0), ALL).await.unwrap();
+    let number = |record: &LogRecord| {
+        let text = str::from_utf8(&record.payload).unwrap();
+        text.split_once(' ').unwrap().0.parse::<u32>().unwrap()
+    };
+    let mut stored: Vec<_> = records.iter().map(number).collect();
+    stored.sort_unstable();
+    assert!(stored.iter().copied().eq(0..events), "{stored:?}");
+    eprintln!("{} leaders killed, {events} events, each stored once", kills());
 }
 
 #[tokio::test]
