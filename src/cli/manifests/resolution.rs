@@ -149,7 +149,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
     for manifest in manifests {
         match manifest.resource.clone() {
             Resource::Broker(broker) => observed.brokers.push(broker),
-            Resource::Source(source) => observed.sources.push(source),
+            Resource::Source(source) => observed.sources.push(*source),
             Resource::Trigger(trigger) => observed.triggers.push(trigger),
             Resource::Sink(sink) => observed.sinks.push(sink),
         }

@@ -48,7 +48,7 @@ pub enum Resource {
     /// A Broker.
     Broker(api::Broker),
     /// A Source.
-    Source(api::Source),
+    Source(Box<api::Source>),
     /// A Trigger.
     Trigger(api::Trigger),
     /// A Sink.
@@ -415,7 +415,7 @@ fn resource(kind: &str, mut metadata: ObjectMeta, spec: Value) -> Result<Resourc
                 ..api::Source::new(&name, typed(spec)?)
             };
             trim::filters(&mut source.spec.filters);
-            Resource::Source(source)
+            Resource::Source(Box::new(source))
         }
         "Sink" => Resource::Sink(api::Sink {
             metadata,
