@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-/// Type of the condition whether the events of a Source come. Present only while they may.
+/// Type of the condition that tells whether the events of a Source arrive. Absent while the Source is suspended or invalid.
 pub const CONNECTED: &str = "Connected";
 
 /// Returns the condition of the given type, if present.

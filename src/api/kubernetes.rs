@@ -52,10 +52,12 @@ pub struct KubernetesSource {
     pub data: ObjectData,
 
     /// How the event of a change is made. Values may contain ${EXPRESSION}, a CEL expression as in a cel filter; $${ stands for
-    /// the text ${. The variables are object, the object, or what is known of a deleted one; oldObject, the version that was
-    /// seen before, or null if there is none or it is not known, as after a restart; change, which is 'added', 'updated' or
-    /// 'deleted'; and event, the event as it would be without these fields, with event.kind, event.namespace and event.name. A
-    /// change for which an expression fails is given up: status.lastRejection says why. Default: attributes that name the
+    /// the text ${. The variables are:
+    ///   object     the object; of a deleted one, what is known of it
+    ///   oldObject  the version that was seen before; null if there is none, or after a restart
+    ///   change     'added', 'updated' or 'deleted'
+    ///   event      the event as it would be without these fields, with event.kind, event.namespace and event.name
+    /// A change for which an expression fails is given up: status.lastRejection says why. Default: attributes that name the
     /// change and the object, and the data that the field data says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<ObjectEvent>,
@@ -67,8 +69,8 @@ pub struct KubernetesSource {
 pub struct ObjectEvent {
     /// Context attributes and extensions, with their values, for example type: com.example.deployment.${change}. All but
     /// specversion, traceparent, tracestate and names that begin with weir can be set. An extension that is exactly one
-    /// ${EXPRESSION} may be a Boolean or an integer of 32 bits; every other value is text. At most 32. Default: those of the
-    /// object, such as type dev.weir.kubernetes.updated.
+    /// ${EXPRESSION} may be a Boolean or an integer of 32 bits; every other value is text. At most 32. Default: those
+    /// that the Source sets itself, such as type dev.weir.kubernetes.updated.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 4096}))]
     #[x_kube(

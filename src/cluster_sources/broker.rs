@@ -17,6 +17,7 @@ use crate::{
     causes::with_causes,
     cloudevents::{Event, HttpMessage, Mode, Reason},
     resolve::Finding,
+    routing::protocol::Detail,
     trust,
 };
 
@@ -33,7 +34,8 @@ type ProducerClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// Reasons for which a router rejects an event whoever posts it and whenever. Others are of the request, of the producer, or
 /// of something between.
-const NEVER_ACCEPTED: [&str; 15] = [
+const NEVER_ACCEPTED: [&str; 16] = [
+    CONFLICT,
     "event_not_allowed",
     "too_large",
     Reason::NotACloudEvent.label(),
@@ -50,6 +52,9 @@ const NEVER_ACCEPTED: [&str; 15] = [
     Reason::Data.label(),
     Reason::TooMany.label(),
 ];
+
+/// Reason of a router for an event whose source and id another event has, in a broker with deduplication.
+pub(super) const CONFLICT: &str = "conflicting_event";
 
 /// Reason of a router for an event that a quota never admits, with the status 413.
 const QUOTA: &str = "quota";
@@ -187,11 +192,11 @@ fn judge(url: &str, status: StatusCode, headers: &http::HeaderMap, body: &[u8]) 
         return Posted::Accepted;
     }
     let problem: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    let detail = problem["detail"].as_str().unwrap_or_default();
-    let said = format!(
-        "{url} answered {status}{}{detail}",
-        if detail.is_empty() { "" } else { ": " }
-    );
+    let detail = Detail::from(problem["detail"].as_str().unwrap_or_default());
+    let said = match detail.as_str() {
+        "" => format!("{url} answered {status}"),
+        detail => format!("{url} answered {status}: {detail}"),
+    };
     let after = headers.get(header::RETRY_AFTER);
     let after = after.and_then(|value| value.to_str().ok()?.parse().ok());
     let after = after.map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));

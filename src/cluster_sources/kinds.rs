@@ -48,7 +48,15 @@ struct KindState {
     feeds: Vec<usize>,
     /// Ends its watches.
     watching: Option<DropGuard>,
+    /// Before the API server was last asked for it.
     pause: Duration,
+}
+
+impl KindState {
+    fn next_pause(&mut self) -> Duration {
+        self.pause = (self.pause * 2).clamp(FIRST_LOOK, LONGEST_LOOK);
+        self.pause
+    }
 }
 
 impl WatchedKinds {
@@ -93,16 +101,20 @@ impl WatchedKinds {
             return;
         };
         let state = &mut self.kinds[kind];
+        let mut was_listed = false;
         for number in state.feeds.drain(..) {
-            self.feeds.remove(&number);
+            was_listed |= self.feeds.remove(&number).is_some_and(|feed| feed.is_listed);
         }
         state.watching = None;
         let name = &self.plan.kinds[kind].kind;
         let message =
             format!("spec.kubernetes.resources[{kind}]: the cluster has no kind {name} any more; retrying");
         state.problem = Some(Finding::bad("UnknownKind", message));
-        state.pause = FIRST_LOOK;
-        self.look(kind, FIRST_LOOK);
+        if was_listed {
+            state.pause = Duration::ZERO;
+        }
+        let pause = state.next_pause();
+        self.look(kind, pause);
     }
 
     /// Stops all watches.
@@ -164,8 +176,7 @@ impl WatchedKinds {
             Ok(feeds) => feeds,
             Err(problem) => {
                 state.problem = Some(problem);
-                state.pause = (state.pause * 2).clamp(FIRST_LOOK, LONGEST_LOOK);
-                let pause = state.pause;
+                let pause = state.next_pause();
                 self.look(kind, pause);
                 return;
             }

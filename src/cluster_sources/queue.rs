@@ -184,11 +184,8 @@ impl ChangeQueue {
                 let (object, kind) = (&change.place.name, &names.kind);
                 let problem = rejection.to_string();
                 tracing::warn!(kind, object, problem, "a change of an object cannot be told");
-                Outcome::Failed(GivenUp {
-                    at: now,
-                    reason: rejection.label().to_owned(),
-                    message: format!("{kind} {object:?}: {problem}"),
-                })
+                let message = format!("{kind} {object:?}: {problem}");
+                Outcome::Failed(GivenUp::new(now, rejection.label(), message))
             }
         }
     }
@@ -230,6 +227,11 @@ impl ChangeQueue {
             self.ledger.told(&change);
         }
         None
+    }
+
+    /// Whether the id of an event is that of its change, and not one that the author sets.
+    pub(super) fn has_id_of_change(&self, pending: &Pending) -> bool {
+        pending.event.id() == self.maker.id_of(&pending.change)
     }
 
     /// Settles a change that was told, or given up.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     account_client::account_client,
     account_tokens::{KnownTokens, TokenKeeper},
-    broker::Posted,
+    broker::{CONFLICT, Posted},
     feed::{FeedFailure, WatchItem},
     given_up::GivenUp,
     kinds::{WatchedKinds, is_planned},
@@ -401,6 +401,13 @@ impl Following<'_> {
     fn posted(&mut self, mut pending: Pending, posted: Posted) {
         let counters = &self.runner.counters;
         let refused = self.refused.remove(&pending.change.key);
+        let posted = match posted {
+            // It was told before a restart, with what was known then, such as the version before.
+            Posted::Rejected { reason, .. } if reason == CONFLICT && self.work.has_id_of_change(&pending) => {
+                Posted::Accepted
+            }
+            posted => posted,
+        };
         match posted {
             Posted::Accepted => {
                 counters.produced();
@@ -411,13 +418,10 @@ impl Following<'_> {
             Posted::Rejected { reason, message } => {
                 counters.rejected();
                 self.broker_failure = None;
-                let (namespace, source, id) = (&self.runner.namespace, &self.runner.name, pending.event.id());
-                tracing::warn!(namespace, source, id, message, "an event is given up");
-                self.work.rejection = Some(GivenUp {
-                    at: Timestamp::now(),
-                    reason,
-                    message,
-                });
+                let (namespace, source) = (&self.runner.namespace, &self.runner.name);
+                let (id, change) = (pending.event.id(), pending.change.id());
+                tracing::warn!(namespace, source, id, change, message, "an event is given up");
+                self.work.rejection = Some(GivenUp::new(Timestamp::now(), &reason, message));
                 self.work.settled(&pending.change);
             }
             Posted::Refused {
@@ -542,28 +546,32 @@ impl Following<'_> {
 
     /// What does not work.
     fn problem(&self) -> Option<Finding> {
-        if let Some(problem) = self.kinds.problem() {
-            return Some(problem);
-        }
-        let broker = lasting(self.broker_failure.as_ref(), self.refused.values());
-        if let Some(problem) = broker {
-            return Some(problem.clone());
-        }
+        let broker = lasting(self.broker_failure.as_ref(), self.refused.values()).cloned();
         let shards = self.shards.iter().filter_map(|shard| shard.failure.as_ref());
-        if let Some(problem) = lasting(self.save_failure.as_ref(), shards) {
+        let save = lasting(self.save_failure.as_ref(), shards).map(|problem| {
             let message = format!("weir sources cannot save its records of the objects: {problem}; retrying");
-            return Some(Finding::bad("RecordsUnavailable", message));
-        }
-        None
+            Finding::bad("RecordsUnavailable", message)
+        });
+        // One kind may be out of reach for long, while the others are watched.
+        let problems = [broker, save, self.kinds.problem()];
+        let problems: Vec<_> = problems.into_iter().flatten().collect();
+        let reason = problems.first()?.reason;
+        let messages = problems.into_iter().map(|problem| problem.message);
+        let messages: Vec<_> = messages.chain(self.rejection()).collect();
+        Some(Finding::bad(reason, messages.join("; ")))
+    }
+
+    /// What is told of the events that were given up.
+    fn rejection(&self) -> Option<String> {
+        self.work.rejection.as_ref().map(|GivenUp { message, .. }| {
+            format!("events were rejected or could not be made, and are given up; the last: {message}")
+        })
     }
 
     /// What is told of a Source that works.
     fn working(&self) -> Finding {
-        match &self.work.rejection {
-            Some(GivenUp { message, .. }) => Finding::good(
-                "EventsRejected",
-                format!("events were rejected or could not be made, and are given up; the last: {message}"),
-            ),
+        match self.rejection() {
+            Some(message) => Finding::good("EventsRejected", message),
             None => Finding::good("Connected", format!("watches {}", self.kinds.names().join(", "))),
         }
     }

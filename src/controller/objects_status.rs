@@ -44,7 +44,7 @@ pub(super) fn objects_problem(
         Some(Condition { reason, message, .. }) => bad("NotConnected", format!("{reason}: {message}")),
         None => bad(
             CONNECTION_AWAITED,
-            "weir sources has not taken it up yet".to_owned(),
+            "weir sources has not started this Source yet".to_owned(),
         ),
     }
 }

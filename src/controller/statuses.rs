@@ -244,7 +244,8 @@ fn quota_used_up(router: &str, over: &OverQuota, diagnosis: &BrokerDiagnosis) ->
     if *too_many_brokers {
         let message = format!(
             "router {router} rejects events with 507, because namespace {namespace} has too many brokers in the event log; \
-             post to fewer brokers, delete those that are not needed, and redrive or drop the dead letters that they have"
+             post to fewer brokers. A broker leaves the log once no Trigger, Source or Broker names it and its events and dead \
+             letters are gone"
         );
         return Finding::bad("TooManyBrokers", message);
     }

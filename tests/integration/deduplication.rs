@@ -92,6 +92,29 @@ fn repeats_are_stored_once_and_conflicts_are_told() {
     assert_eq!(deduplicated(&router, "repeat"), None);
 }
 
+/// A producer whose 202 got lost sends again, whether there is room by now or not.
+#[test]
+fn repeats_need_no_room_within_the_quota() {
+    for when_full in ["Reject", "DropOldest"] {
+        let quota = format!("spec: {{whenFull: {when_full}, quota: {{bytes: 1Ki}}, ");
+        let manifests = BROKER.replace("spec: {", &quota) + &trigger("all", "  suspend: true\n");
+        let router = LocalRouter::start(&manifests, &[]);
+        let dropped = || router.metric(&["weir_events_dropped_when_full_total"]).unwrap();
+        let post = |id: u64| router.post("t", &id.to_string(), &[]).status;
+        let mut stored = 0;
+        while dropped() == 0 && post(stored) == 202 {
+            stored += 1;
+        }
+        assert!(stored > 1, "{when_full}");
+        let before = dropped();
+        for id in 0..stored {
+            assert_eq!(post(id), 202, "{when_full}: {id} of {stored}");
+        }
+        assert_eq!(deduplicated(&router, "repeat"), Some(stored), "{when_full}");
+        assert_eq!(dropped(), before);
+    }
+}
+
 #[test]
 fn redriven_events_are_no_repeats() {
     let consumer = Consumer::start();

@@ -112,7 +112,12 @@ impl<'b, 'v> CelScope<'b, 'v> {
                 if let Some(name) = at.downcast_ref::<CelString>() {
                     self.fuel.pass(name.inner().len())?;
                 }
-                index(container, &*at, "_[_]")
+                let is_data = !matches!(nodes[1], CelNode::Literal(_));
+                index(container, &*at, "_[_]").map_err(|failure| match failure {
+                    // The key is a value of the event, which failures do not show.
+                    CelFailure::Execution(ExecutionError::NoSuchKey(_)) if is_data => missing("such key"),
+                    failure => failure,
+                })
             }
             CelNode::Not(operand) => {
                 let value = self.value(operand)?;

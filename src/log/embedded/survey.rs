@@ -114,8 +114,7 @@ impl fmt::Display for Report {
         for broker in forgetting {
             writeln!(
                 f,
-                "{broker}: FORGETS the ids of its events when it is salvaged, since some of them may be lost; those that \
-                 are sent again are stored again"
+                "{broker}: FORGETS the ids of its events when salvaged: some events may be lost, so repeats are stored again"
             )?;
         }
         for damage in damage {

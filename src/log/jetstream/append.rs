@@ -39,7 +39,7 @@ impl JetStream {
                 repeats: 0,
             });
         }
-        let before = log.bounds().next;
+        let before = log.seen_end();
         let AppendOutcome {
             appended,
             sequences,
@@ -48,7 +48,7 @@ impl JetStream {
             .store_append(log, &Uuid::new_v4().to_string(), append)
             .await?;
         let first = appended.first;
-        if first < before {
+        if first < before.next {
             log.lost_end(before, first, first.plus(1), true);
         }
         if log.is_shortened() {

@@ -1,7 +1,10 @@
 //! The cached state of each log: its bounds, its size, and the newest time in it. Updated from responses of the servers
 //! and announcements of other routers. The servers can supply all of it again.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use tokio::sync::{Semaphore, watch};
 
@@ -27,11 +30,25 @@ pub(super) struct Tracked {
     sight: Mutex<Sight>,
 }
 
+/// The end of a log, as far as this router knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SeenEnd {
+    pub(super) next: Offset,
+    /// End of the records that are known to be acknowledged. A server can return records before it acknowledges them.
+    pub(super) acknowledged: Offset,
+}
+
+impl SeenEnd {
+    /// Whether records from this offset on are known to be acknowledged.
+    fn is_acknowledged_from(self, first: Offset) -> bool {
+        first < self.acknowledged
+    }
+}
+
 #[derive(Default)]
 struct Sight {
     bounds: LogBounds,
-    /// End of the records that are known to be acknowledged, to this router or to another one. A server can return records
-    /// before it acknowledges them.
+    /// End of the records that are known to be acknowledged, to this router or to another one.
     acknowledged: Offset,
     bytes: u64,
     /// Whether the stream has lost records at its end, so that positions of Triggers may be beyond it.
@@ -42,6 +59,8 @@ struct Sight {
     newest: Option<i64>,
     /// Nanoseconds for which the server remembers ids, once known.
     id_window: Option<u64>,
+    /// Time before which that is not changed, after a failure.
+    window_due: Option<Instant>,
 }
 
 impl Tracked {
@@ -67,9 +86,12 @@ impl Tracked {
         self.sight().bytes
     }
 
-    /// Returns the end of the records that are known to be acknowledged.
-    pub(super) fn acknowledged(&self) -> Offset {
-        self.sight().acknowledged
+    pub(super) fn seen_end(&self) -> SeenEnd {
+        let sight = self.sight();
+        SeenEnd {
+            next: sight.bounds.next,
+            acknowledged: sight.acknowledged,
+        }
     }
 
     pub(super) fn follow(&self) -> watch::Receiver<Offset> {
@@ -100,6 +122,15 @@ impl Tracked {
     /// Nanoseconds for which the server remembers ids, as last seen.
     pub(super) fn id_window(&self) -> Option<u64> {
         self.sight().id_window
+    }
+
+    /// Whether the time for which the server remembers ids may be changed, which failed a while ago if ever.
+    pub(super) fn is_window_due(&self, now: Instant) -> bool {
+        self.sight().window_due.is_none_or(|due| due <= now)
+    }
+
+    pub(super) fn set_window_due(&self, due: Instant) {
+        self.sight().window_due = Some(due);
     }
 
     /// Allows appends. `newest_millis` is the newest time in the log.
@@ -166,25 +197,27 @@ impl Tracked {
 
     /// Notes that the stream ended at `before`, and that it has lost its records from `first` on. Its end is now `next`.
     /// `is_shortened`: positions of Triggers may be beyond it, and nobody corrects them yet.
-    pub(super) fn lost_end(&self, before: Offset, first: Offset, next: Offset, is_shortened: bool) {
-        self.recent.forget();
-        let mut sight = self.sight();
-        let (stream, from, acknowledged) = (&self.location.stream, first.0, sight.acknowledged.0);
-        if from < acknowledged {
+    pub(super) fn lost_end(&self, before: SeenEnd, first: Offset, next: Offset, is_shortened: bool) {
+        let (stream, from) = (&self.location.stream, first.0);
+        if before.is_acknowledged_from(first) {
+            let to = before.acknowledged.0;
             tracing::error!(
                 stream,
                 from,
-                to = acknowledged,
+                to,
                 "the stream has lost acknowledged records at its end"
             );
         } else {
+            let to = before.next.0;
             tracing::warn!(
                 stream,
                 from,
-                to = before.0,
-                "the stream has lost records at its end; none of them is known to be acknowledged, so their producers send them again"
+                to,
+                "the stream has lost records at its end, none of which is known to be acknowledged"
             );
         }
+        self.recent.forget();
+        let mut sight = self.sight();
         sight.acknowledged = sight.acknowledged.min(next);
         sight.is_shortened |= is_shortened;
         sight.bounds.next = next;
@@ -207,5 +240,28 @@ impl Tracked {
 
     fn sight(&self) -> MutexGuard<'_, Sight> {
         self.sight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn only_what_was_acknowledged_counts_as_lost() {
+        let log = Tracked::new(LogName::from_key("n/b"), RecentRecords::new(Arc::default()));
+        log.appended(Offset(5), 1);
+        log.ends_at_least_at(Offset(9));
+        let before = log.seen_end();
+        assert_eq!((before.next, before.acknowledged), (Offset(9), Offset(5)));
+        assert!(before.is_acknowledged_from(Offset(4)) && !before.is_acknowledged_from(Offset(5)));
+        // The append that finds out is acknowledged itself.
+        log.appended(Offset(6), 1);
+        assert!(!before.is_acknowledged_from(Offset(5)));
+        log.lost_end(before, Offset(5), Offset(6), true);
+        let after = log.seen_end();
+        assert_eq!((after.next, after.acknowledged), (Offset(6), Offset(6)));
     }
 }

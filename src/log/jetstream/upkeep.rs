@@ -18,12 +18,12 @@ impl JetStream {
     /// Checks for the owner of a shard that a log still ends where it did, as far as this router knows. If the leader does
     /// not respond, the owner cannot place Triggers in this log either.
     pub(super) async fn confirm_end(&self, log: &Tracked) {
-        let before = log.bounds().next;
+        let before = log.seen_end();
         let wait = Patience::new(self.options.timeout).attempt();
         let stream = self.session.stream(&log.location.stream, wait).await;
         let Ok(Some(info)) = stream else { return };
         let next = info.bounds().next;
-        if next < before {
+        if next < before.next {
             // The owner corrects the positions in its own partition only.
             let partitions = self.partitions.get(log.name.broker()).unwrap_or(1);
             log.lost_end(before, next, next, partitions > 1);

@@ -53,7 +53,7 @@ async fn announce(streams: Arc<JetStream>) {
         for name in streams.take_grown() {
             let log = streams.log(&name);
             let subject = names::end(&log.location.stream);
-            let end = log.acknowledged().0.to_string();
+            let end = log.seen_end().acknowledged.0.to_string();
             let announced = streams
                 .session
                 .publish(&subject, HeaderMap::new(), end.into(), POLL_EVERY);

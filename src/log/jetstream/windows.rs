@@ -1,9 +1,9 @@
 //! The time for which the servers remember the ids of a stream (`duplicate_window`): the window of its broker. The router
 //! that owns the broker's first shard sets it, and no other, so that routers with different configurations do not change
-//! it back and forth. Appends take it as it is: when it grows, the servers keep the ids that they have, and it is never
-//! shorter than [`JetStream::id_window`], in which an owner notices a change.
+//! it back and forth. Appends take it as it is: when it grows, the servers keep the ids that they have. It is never
+//! shorter than [`JetStream::id_window`], and an owner notices a changed Broker sooner than that.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 use super::{api::StreamInfo, names, session::NatsError, streams::JetStream, tracked::Tracked};
 use crate::log::{IdWindow, LogError, LogName, Ownership};
 
-/// Maximum streams changed at once.
+/// Maximum streams changed at once, and in a poll. The next polls change others.
 const AT_ONCE: usize = 16;
-/// Timeout of a change. The next poll tries again.
+/// Timeout of each request of a change.
 const CHANGE: Duration = Duration::from_secs(2);
+/// Time after a failed change before the next one of the same stream.
+const AGAIN: Duration = Duration::from_secs(60);
 
 impl JetStream {
     /// Returns the nanoseconds for which the server is to remember the ids of a stream: as long as retries last, and for
@@ -29,6 +31,10 @@ impl JetStream {
         let Some(wanted) = self.windows.wanted() else {
             return;
         };
+        if self.turn.check().is_err() {
+            return;
+        }
+        let now = Instant::now();
         let changes = self.logs().into_iter().filter_map(|log| {
             let LogName::Events(broker) = &log.name else {
                 return None;
@@ -36,15 +42,16 @@ impl JetStream {
             let ownership = self.windows.ownership_of(broker)?;
             let window = wanted(broker);
             let is_other = log.id_window().is_some_and(|now| now != self.window_for(window));
-            is_other.then_some((log, ownership, window))
+            (is_other && log.is_window_due(now)).then_some((log, ownership, window))
         });
         let changing = changes.map(|(log, ownership, window)| async move {
             if let Err(error) = self.set_window(&log, ownership, window).await {
                 let stream = &log.location.stream;
-                tracing::warn!(%stream, %error, "cannot set the time for which repeats are recognized; retrying");
+                tracing::warn!(%stream, %error, "cannot set the time for which repeats are recognized; retrying in a minute");
+                log.set_window_due(now + AGAIN);
             }
         });
-        let changing: Vec<_> = changing.collect();
+        let changing: Vec<_> = changing.take(AT_ONCE).collect();
         let mut changing = futures::stream::iter(changing).buffer_unordered(AT_ONCE);
         while changing.next().await.is_some() {}
     }

@@ -29,6 +29,11 @@ pub(super) enum EventData<'a> {
     Reference,
 }
 
+/// Returns the id of the event of a change.
+pub(super) fn event_id(source_uid: &str, change: &ObservedChange) -> String {
+    format!("{source_uid}.{}", change.id())
+}
+
 /// Makes the event of a change. `object` is `None` if the object was deleted while nobody watched.
 ///
 /// The `id` begins with the UID of the Source: several Sources may tell the same change, each in its own way, and a broker
@@ -57,7 +62,7 @@ pub(super) fn event(
         ChangeKind::Added | ChangeKind::Updated => changed.unwrap_or(now),
     };
     let mut builder = EventBuilder::new()
-        .attribute("id", format!("{source_uid}.{}", change.id()))
+        .attribute("id", event_id(source_uid, change))
         .attribute("type", format!("dev.weir.kubernetes.{}", kind.word()))
         .attribute("subject", format!("{source}/{name}"))
         .attribute("source", source)

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
-    event::{EventData, event},
+    event::{EventData, event, event_id},
     ledger::ObservedChange,
     names::KindNames,
     object::{ObservedObject, remains},
@@ -89,6 +89,12 @@ impl EventMaker {
     #[must_use]
     pub fn source_uid(&self) -> &str {
         &self.source_uid
+    }
+
+    /// Returns the id of the event of a change, unless `event` sets another one.
+    #[must_use]
+    pub fn id_of(&self, change: &ObservedChange) -> String {
+        event_id(&self.source_uid, change)
     }
 
     /// Whether events depend on the version of an object before its change.

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -9,7 +11,7 @@ use std::{
 use super::{
     LocalRouter, Producers, Setup, all_arrive, check_order_by_key, kills, mapped, post_event, trigger,
 };
-use crate::support::{Consumer, PATIENCE, eventually};
+use crate::support::{Consumer, PATIENCE, Scratch, eventually};
 
 /// A Trigger in order by key beside one that is not, and a router that has both.
 struct Pair {
@@ -132,6 +134,38 @@ fn what_is_sent_again_is_stored_once_when_the_router_is_killed_again_and_again()
         pair.router.kill_and_restart();
     }
     pair.check("sent again, at random", kills(), producers);
+}
+
+/// Records of the broker's events in the log of a router that has ended.
+fn records_in(data: &Path) -> String {
+    let weir = env!("CARGO_BIN_EXE_weir");
+    let checked = Command::new(weir)
+        .args(["log", "check"])
+        .arg(data)
+        .output()
+        .unwrap();
+    let report = String::from_utf8(checked.stdout).unwrap();
+    let mut lines = report.lines();
+    let of_broker = lines.find_map(|line| line.strip_prefix("shop/default: "));
+    of_broker.unwrap_or(&report).to_owned()
+}
+
+#[test]
+fn each_event_is_in_the_log_once_when_the_router_is_killed_again_and_again() {
+    let data = Scratch::new();
+    let mut pair = Pair::start_with(DEDUPLICATION, |setup| setup.data(data.path()));
+    pair.router.wait_until_ready();
+    let producers = insistent_producers(&pair.router.url());
+    for round in 0..kills() {
+        producers.wait_for_more(20 + (round as usize * 37) % 150);
+        pair.router.kill_and_restart();
+    }
+    let acknowledged = producers.finish();
+    drop(pair);
+    let events = acknowledged.len();
+    let expected = format!("{events} records at offsets 0 to {}, whole", events - 1);
+    assert_eq!(records_in(data.path()), expected, "as many as were acknowledged");
+    eprintln!("{} kills, {events} events, each in the log once", kills());
 }
 
 /// What needs a binary with fail points; `src/log/embedded/fail_points.rs` names them.
