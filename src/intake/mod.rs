@@ -20,6 +20,9 @@ use crate::log::{Append, Appended, BrokerName, Log, LogError, LogName, LogProvid
 /// Number of events of a batch after which encoding yields to other tasks.
 const EVENTS_AT_ONCE: usize = 256;
 
+/// Number of times that room is made for an append: other appends may take it first.
+const ROOM_ATTEMPTS: usize = 5;
+
 /// What has no room for new events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shortage {
@@ -216,17 +219,20 @@ impl Intake {
         broker: &BrokerName,
         append: impl Fn() -> BoxFuture<'a, Result<Appended, LogError>>,
     ) -> Result<Appended, LogError> {
-        let appended = append().await;
-        let Some(shortage) = appended.as_ref().err().and_then(Shortage::of) else {
-            return appended;
-        };
-        match self.room.make_room(broker, shortage).await {
-            Ok(true) => append().await,
-            Ok(false) => appended,
-            Err(error @ LogError::Failed(_)) => Err(error),
-            // Already logged where it happened; the events are rejected for want of room.
-            Err(_) => appended,
+        let mut appended = append().await;
+        for _ in 0..ROOM_ATTEMPTS {
+            let Some(shortage) = appended.as_ref().err().and_then(Shortage::of) else {
+                break;
+            };
+            match self.room.make_room(broker, shortage).await {
+                Ok(true) => appended = append().await,
+                Ok(false) => break,
+                Err(error @ LogError::Failed(_)) => return Err(error),
+                // Already logged where it happened; the events are rejected for want of room.
+                Err(_) => break,
+            }
         }
+        appended
     }
 
     /// Stores replies, which settle an event of the broker, as one commit. Leaves out repeats, if the broker has
@@ -331,12 +337,13 @@ mod tests {
         },
     };
 
-    /// Counts calls, and has some room or none.
+    /// Counts calls, and has some room or none. Others take what it makes so many times.
     #[derive(Default)]
     struct TestRoom {
         asked: AtomicUsize,
         made: AtomicBool,
         has_some: bool,
+        taken: AtomicUsize,
     }
 
     impl MakeRoom for TestRoom {
@@ -354,7 +361,8 @@ mod tests {
         });
         let (logs, made) = (MemoryLogs::default(), room.clone());
         logs.set_fault(move |operation, _| {
-            let is_full = operation == Operation::Append && !made.made.load(Relaxed);
+            let has_room = made.made.load(Relaxed) && made.asked.load(Relaxed) > made.taken.load(Relaxed);
+            let is_full = operation == Operation::Append && !has_room;
             is_full.then(|| LogError::Full("no room".to_owned()))
         });
         let intake = Intake::new(Arc::new(logs.clone()), room.clone(), Arc::default());
@@ -395,6 +403,18 @@ mod tests {
 
         fn make_room<'a>(&'a self, _: &'a BrokerName, _: Shortage) -> BoxFuture<'a, Result<bool, LogError>> {
             Box::pin(async { Ok(false) })
+        }
+    }
+
+    #[tokio::test]
+    async fn room_that_others_take_is_made_again_a_few_times() {
+        let (broker, record) = (BrokerName::from("shop/orders"), [Bytes::from_static(b"event")]);
+        for (taken, asked, is_stored) in [(0, 1, true), (2, 3, true), (ROOM_ATTEMPTS, ROOM_ATTEMPTS, false)] {
+            let (intake, room, _) = full(true);
+            room.taken.store(taken, Relaxed);
+            let accepted = intake.accept(&broker, &record, Timestamp::UNIX_EPOCH).await;
+            assert_eq!(accepted.is_ok(), is_stored, "{accepted:?}");
+            assert_eq!(room.asked.load(Relaxed), asked);
         }
     }
 

@@ -122,6 +122,14 @@ fn replies_and_dead_letters_fill_the_share_of_their_namespace_alone() {
     let router = Setup::new(&manifests, &services)
         .argument("--log-size=2MiB")
         .start();
+    assert_eq!(router.post("question", "first", &[]).status, 202);
+    eventually(PATIENCE, || {
+        let stored = router.metric(&["weir_trigger_replies_total", "trigger=\"ask\"", "stored"]);
+        match stored >= Some(1000) {
+            true => Ok(()),
+            false => Err(format!("{stored:?} replies are stored")),
+        }
+    });
     // Replies leave a little room, which a few events fill.
     let (mut accepted, padding) = (0, "x".repeat(DATA));
     eventually(PATIENCE * 2, || {
@@ -137,7 +145,6 @@ fn replies_and_dead_letters_fill_the_share_of_their_namespace_alone() {
     neighbour_goes_on(&router, &well);
     let share = held_by("shop", &router, "weir_log_namespace_bytes");
     assert!(share < 1150 * 1024, "{share}");
-    assert!(router.metric(&["weir_trigger_replies_total", "trigger=\"ask\"", "stored"]) >= Some(1000));
 }
 
 #[test]
