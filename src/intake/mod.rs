@@ -142,7 +142,7 @@ impl Intake {
         log: &dyn Log,
         append: &Append,
     ) -> Result<Option<HeldRoom>, LogError> {
-        let bytes = append.payloads.iter().map(|payload| payload.len() as u64).sum();
+        let bytes = append.bytes();
         if append.unique.is_none() {
             return self.room.hold_room(broker, bytes, RoomBy::Dropping).await;
         }

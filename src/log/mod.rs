@@ -102,6 +102,14 @@ pub struct Append {
     pub unique: Option<Unique>,
 }
 
+impl Append {
+    /// Bytes of all payloads.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.payloads.iter().map(|payload| payload.len() as u64).sum()
+    }
+}
+
 /// Result of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
@@ -197,8 +205,7 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// [`LogError::Failed`] if the storage failed.
     fn bytes_to_store<'a>(&'a self, append: &'a Append) -> BoxFuture<'a, Result<u64, LogError>> {
-        let bytes = append.payloads.iter().map(|payload| payload.len() as u64).sum();
-        Box::pin(async move { Ok(bytes) })
+        Box::pin(async move { Ok(append.bytes()) })
     }
 
     /// Appends one record for the owner of the log's shard. Of calls with the same `id`, by this and earlier owners, a log

@@ -126,9 +126,8 @@ impl Open {
         broker: Arc<OpenLog>,
         append: &Append,
     ) -> Result<u64, LogError> {
-        let lengths = append.payloads.iter().map(|payload| payload.len() as u64);
         let Some(Unique { identities, .. }) = &append.unique else {
-            return Ok(lengths.sum());
+            return Ok(append.bytes());
         };
         let identities = identities.clone();
         let known = self.request(|reply| Request::FindIds {
@@ -136,6 +135,7 @@ impl Open {
             identities,
             reply,
         });
+        let lengths = append.payloads.iter().map(|payload| payload.len() as u64);
         let new = lengths.zip(known.await?).filter(|(_, is_known)| !is_known);
         Ok(new.map(|(length, _)| length).sum())
     }
