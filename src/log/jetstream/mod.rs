@@ -22,8 +22,9 @@
 //! classifies failures as permanent or retryable (`patience.rs` retries); `api.rs` has the JSON. `streams.rs` and
 //! `tracked.rs` cache the state of each stream, and `health.rs` that of the servers; `watch.rs` updates both.
 //! `append.rs` and `unique.rs` (on `publish.rs`), `reads.rs` (with `recent.rs`) and `upkeep.rs` are the operations of a log,
-//! and `windows.rs` (on `stream_windows.rs`) sets for how long repeats are recognized. `state.rs` and `saves.rs` are the operations of checkpoints. `decide.rs` (on `partitions.rs`) decides into how many partitions the
-//! events of a broker are divided. `members.rs` has the routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the
+//! and `windows.rs` (on `stream_windows.rs`) sets for how long repeats are recognized. `state.rs` and `saves.rs` are the
+//! operations of checkpoints. `decide.rs` (on `partitions.rs`) decides into how many partitions the events of a broker are
+//! divided. `members.rs` has the routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the
 //! period for which this router may deliver. `copy.rs` copies the logs of another provider, and `ask.rs` lets routers
 //! ask each other.
 //!

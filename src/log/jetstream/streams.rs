@@ -26,7 +26,7 @@ use super::{
     partitions::KnownPartitions,
     recent::RecentRecords,
     session::{NatsError, Session},
-    stream_windows::StreamWindows,
+    stream_windows::{StreamWindows, nanos},
     tracked::Tracked,
     turn::Turn,
 };
@@ -254,7 +254,7 @@ impl JetStream {
     /// Returns the nanoseconds for which the server remembers ids, at least.
     pub(super) fn id_window(&self) -> u64 {
         let window = self.options.timeout.saturating_mul(ID_TIMEOUTS);
-        u64::try_from(window.max(REMEMBERED).as_nanos()).unwrap_or(u64::MAX)
+        nanos(window.max(REMEMBERED))
     }
 
     /// Returns the error for a damaged record.

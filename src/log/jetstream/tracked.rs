@@ -181,9 +181,7 @@ impl Tracked {
 
     /// Updates the state after an append that ends at `next`.
     pub(super) fn appended(&self, next: Offset, bytes: u64) {
-        let mut sight = self.sight();
-        sight.bytes += bytes;
-        drop(sight);
+        self.sight().bytes += bytes;
         self.acknowledged_to(next);
     }
 

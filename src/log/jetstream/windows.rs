@@ -5,13 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use super::{api::StreamInfo, names, session::NatsError, streams::JetStream, tracked::Tracked};
 use crate::log::{IdWindow, LogError, LogName, Ownership};
 
-/// Maximum streams changed at once, and in a poll. The next polls change others.
+/// Maximum streams changed in a poll, all at once. The next polls change others.
 const AT_ONCE: usize = 16;
 /// Timeout of each request of a change.
 const CHANGE: Duration = Duration::from_secs(2);
@@ -41,7 +41,9 @@ impl JetStream {
             };
             let ownership = self.windows.ownership_of(broker)?;
             let window = wanted(broker);
-            let is_other = log.id_window().is_some_and(|now| now != self.window_for(window));
+            let is_other = log
+                .id_window()
+                .is_some_and(|present| present != self.window_for(window));
             (is_other && log.is_window_due(now)).then_some((log, ownership, window))
         });
         let changing = changes.map(|(log, ownership, window)| async move {
@@ -51,9 +53,7 @@ impl JetStream {
                 log.set_window_due(now + AGAIN);
             }
         });
-        let changing: Vec<_> = changing.take(AT_ONCE).collect();
-        let mut changing = futures::stream::iter(changing).buffer_unordered(AT_ONCE);
-        while changing.next().await.is_some() {}
+        join_all(changing.take(AT_ONCE)).await;
     }
 
     async fn set_window(
