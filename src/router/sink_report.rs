@@ -201,17 +201,16 @@ fn over_quota(shards: &Shards, table: &RoutingTable, rejected: &RejectedLately) 
     brokers.sort_by(|one, other| one.0.cmp(&other.0));
     let over = brokers.iter().filter_map(|(broker, limit)| {
         let policy = table.policies().get(&**broker)?;
-        let of_broker = *limit == ExceededLimit::Bytes;
-        let too_many_brokers = *limit == ExceededLimit::Brokers;
-        let holds_most = shards.holds_most(|trigger| match of_broker {
-            true => trigger.broker().as_str() == &**broker,
-            false => trigger.namespace == policy.namespace && !too_many_brokers,
-        });
+        let holds_most = match limit {
+            ExceededLimit::Bytes => shards.holds_most(|trigger| trigger.broker().as_str() == &**broker),
+            ExceededLimit::Brokers => None,
+            _ => shards.holds_most(|trigger| trigger.namespace == policy.namespace),
+        };
         Some(OverQuota {
             uid: policy.uid.clone(),
             held_by: holds_most.map(|trigger| trigger.name),
-            of_broker,
-            too_many_brokers,
+            of_broker: *limit == ExceededLimit::Bytes,
+            too_many_brokers: *limit == ExceededLimit::Brokers,
         })
     });
     over.collect()
