@@ -11,7 +11,7 @@ use cel::{
 };
 
 use super::{
-    CelExpression, CelFailure, ChangedObject, DataError, MAX_TEXT,
+    CelExpression, CelFailure, ChangedObject, DataError, Json, MAX_TEXT,
     functions::environment,
     network::Network,
     time::CelTime,
@@ -96,13 +96,10 @@ impl<'b, 'v> CelScope<'b, 'v> {
                 },
                 None => Err(missing("request")),
             },
-            CelNode::Body => match self.subject.body() {
-                Ok(body) => Ok(CowVal::Borrowed(body.value())),
-                Err(error) => Err(CelFailure::Execution(error.into())),
-            },
+            CelNode::Body => parsed(self.subject.body().map(Json::value)),
             CelNode::Change => Ok(CowVal::Borrowed(self.changed("change")?.change())),
-            CelNode::Object => version(self.changed("object")?.object()),
-            CelNode::OldObject => version(self.changed("oldObject")?.old_object()),
+            CelNode::Object => parsed(self.changed("object")?.object()),
+            CelNode::OldObject => parsed(self.changed("oldObject")?.old_object()),
             CelNode::HasAttribute(name) => Ok(truth(self.subject.event().attribute(name).is_some())),
             CelNode::HasData => self.has_data().map(truth),
             CelNode::Field(operand, name) => index(self.value(operand)?, name, "_._"),
@@ -114,7 +111,7 @@ impl<'b, 'v> CelScope<'b, 'v> {
                 }
                 let is_data = !matches!(nodes[1], CelNode::Literal(_));
                 index(container, &*at, "_[_]").map_err(|failure| match failure {
-                    // The key is a value of the event, which failures do not show.
+                    // The key is a value of the data, which failures do not show.
                     CelFailure::Execution(ExecutionError::NoSuchKey(_)) if is_data => missing("such key"),
                     failure => failure,
                 })
@@ -188,9 +185,8 @@ impl<'b, 'v> CelScope<'b, 'v> {
 
     pub(super) fn data(self) -> Evaluated<'b, 'v> {
         match self.subject.data() {
-            Ok(data) => Ok(CowVal::Borrowed(data.value())),
             Err(DataError::Absent) => Err(missing("data in the event")),
-            Err(error) => Err(CelFailure::Execution(error.into())),
+            data => parsed(data.map(Json::value)),
         }
     }
 
@@ -541,9 +537,10 @@ pub(super) fn no_boolean(value: &dyn Val) -> CelFailure {
     })
 }
 
-fn version<'b, 'v>(version: Result<&'b (dyn Val + 'v), DataError>) -> Evaluated<'b, 'v> {
-    match version {
-        Ok(version) => Ok(CowVal::Borrowed(version)),
+/// Returns a value of JSON, if it could be parsed.
+fn parsed<'b, 'v>(value: Result<&'b (dyn Val + 'v), DataError>) -> Evaluated<'b, 'v> {
+    match value {
+        Ok(value) => Ok(CowVal::Borrowed(value)),
         Err(error) => Err(CelFailure::Execution(error.into())),
     }
 }
