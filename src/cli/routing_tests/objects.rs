@@ -68,7 +68,7 @@ pub(super) fn told(sources: &[CheckedSource], case: &ChangeCase) -> Result<ToldC
     if let Some(problem) = unwatched(&plan, &names, &object) {
         return Ok(failed("not_watched", problem));
     }
-    let (group, _) = names.api_version.split_once('/').unwrap_or_default();
+    let (group, _) = names.group_and_version();
     let change = ObservedChange {
         key: ObjectKey {
             kind: ObjectKey::kind_of(&names.kind, group),
@@ -96,7 +96,7 @@ fn unwatched(plan: &KubernetesPlan, names: &KindNames, object: &ObservedObject) 
     let KindNames {
         api_version, kind, ..
     } = names;
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let (group, version) = names.group_and_version();
     let mut kinds = plan.kinds.iter();
     if !kinds.any(|known| (&*known.group, &*known.version, &*known.kind) == (group, version, &**kind)) {
         return Some(format!(

@@ -259,14 +259,8 @@ impl SuiteReader<'_> {
         let webhook = format!("/{namespace}/{}", source.as_deref().unwrap_or_default());
         let request = self.request(&format!("{path}.request"), request, &webhook);
         let expected = self.expected(path, node);
-        for (member, is_missing) in [("name", name.is_none()), ("source", source.is_none())] {
-            if is_missing && self.problems.len() == before {
-                self.refuse(node.position, format!("{path}: {member} is missing"));
-            }
-        }
-        if self.problems.len() > before {
-            return None;
-        }
+        let required = [("name", name.is_some()), ("source", source.is_some())];
+        self.accept(before, path, node, &required)?;
         Some(RequestCase {
             position: node.position,
             name: name?,
@@ -275,6 +269,24 @@ impl SuiteReader<'_> {
             request: request?,
             expected,
         })
+    }
+
+    /// Returns nothing if a test has problems beyond the first `before`. If it has none, the first required member that is
+    /// missing is one.
+    fn accept(
+        &mut self,
+        before: usize,
+        path: &str,
+        node: &DocumentNode,
+        required: &[(&str, bool)],
+    ) -> Option<()> {
+        let missing = required.iter().find(|(_, is_there)| !is_there);
+        if let Some((member, _)) = missing
+            && self.problems.len() == before
+        {
+            self.refuse(node.position, format!("{path}: {member} is missing"));
+        }
+        (self.problems.len() == before).then_some(())
     }
 
     fn expected(&mut self, path: &str, node: &DocumentNode) -> ExpectedEvents {
@@ -320,14 +332,8 @@ impl SuiteReader<'_> {
         let old_object = old_object.and_then(|object| self.object(&format!("{path}.oldObject"), object));
         let seen = self.time(node, path, "seen");
         let expected = self.expected(path, node);
-        for (member, is_missing) in [("name", name.is_none()), ("source", source.is_none())] {
-            if is_missing && self.problems.len() == before {
-                self.refuse(node.position, format!("{path}: {member} is missing"));
-            }
-        }
-        if self.problems.len() > before {
-            return None;
-        }
+        let required = [("name", name.is_some()), ("source", source.is_some())];
+        self.accept(before, path, node, &required)?;
         Some(ChangeCase {
             position: node.position,
             name: name?,
@@ -456,18 +462,12 @@ impl SuiteReader<'_> {
             Some(sends) => self.sends(&format!("{path}.sends"), sends, triggers.as_deref()),
             None => Vec::new(),
         };
-        for (member, is_missing) in [
-            ("name", name.is_none()),
-            ("event", event.is_none()),
-            ("triggers", triggers.is_none()),
-        ] {
-            if is_missing && self.problems.len() == before {
-                self.refuse(node.position, format!("{path}: {member} is missing"));
-            }
-        }
-        if self.problems.len() > before {
-            return None;
-        }
+        let required = [
+            ("name", name.is_some()),
+            ("event", event.is_some()),
+            ("triggers", triggers.is_some()),
+        ];
+        self.accept(before, path, node, &required)?;
         Some(Case {
             position: node.position,
             name: name?,

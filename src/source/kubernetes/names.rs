@@ -12,6 +12,14 @@ pub struct KindNames {
 }
 
 impl KindNames {
+    /// Group, which is empty for that of the core, and version.
+    #[must_use]
+    pub fn group_and_version(&self) -> (&str, &str) {
+        self.api_version
+            .split_once('/')
+            .unwrap_or(("", &self.api_version))
+    }
+
     /// The path of the objects of a namespace, or of those that belong to none, at the API server.
     pub(super) fn collection(&self, namespace: Option<&str>) -> String {
         let Self {
