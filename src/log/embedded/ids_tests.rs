@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::{
     EmbeddedLog, EmbeddedOptions, check, layout, salvage,
     salvage_tests::files,
-    tests::{flush, journal, rewrite},
+    tests::{empty_journal, flush, rewrite},
 };
 use crate::log::{
     Append, Appended, BrokerName, Capacity as _, EventIdentity, IdWindow, KeepIds, LogError, LogName,
@@ -276,13 +276,7 @@ async fn ids_survive_a_salvage() {
 
 /// Damages an event in its table, in which it is alone, and removes the journal. Its id is in another table.
 fn lose(directory: &Path, event: u16) {
-    let journal = journal(directory);
-    fs::File::options()
-        .write(true)
-        .open(journal)
-        .unwrap()
-        .set_len(0)
-        .unwrap();
+    empty_journal(directory);
     let payload = event.to_string().into_bytes();
     let place_in = |bytes: &[u8]| bytes.windows(payload.len()).position(|window| window == payload);
     let mut files = files(&directory.join("store/keyspaces")).into_iter();

@@ -184,13 +184,7 @@ async fn flipped_bits_in_tables_lose_what_is_in_their_block() {
     flush(&log);
     log.0.shared.store.cursors.rotate_memtable_and_wait().unwrap();
     log.close().await.unwrap();
-    let journal = tests::journal(directory.path());
-    fs::File::options()
-        .write(true)
-        .open(journal)
-        .unwrap()
-        .set_len(0)
-        .unwrap();
+    tests::empty_journal(directory.path());
 
     let mut files = files(&directory.path().join("store/keyspaces"));
     files.retain(|path, _| path.parent().is_some_and(|folder| folder.ends_with("tables")));

@@ -6,7 +6,7 @@ use fjall::AbstractTree as _;
 use proptest::prelude::*;
 
 use super::{
-    tests::{copy, flush, journal, open, open_with_own_keyspaces, rewrite, written},
+    tests::{copy, empty_journal, flush, journal, open, open_with_own_keyspaces, rewrite, written},
     *,
 };
 use crate::log::conformance::{ALL, ByKey as _, at, payloads};
@@ -303,12 +303,7 @@ async fn flipped_bits_in_shared_tables_are_named_and_the_rest_is_kept() {
     let log = two_of_each(directory.path()).await;
     flush(&log);
     log.close().await.unwrap();
-    fs::File::options()
-        .write(true)
-        .open(super::tests::journal(directory.path()))
-        .unwrap()
-        .set_len(0)
-        .unwrap();
+    empty_journal(directory.path());
     let tables: Vec<_> = {
         let log = open(directory.path()).unwrap();
         let stored = log.0.shared.brokers.get("n/b").unwrap().stored().unwrap();

@@ -745,6 +745,12 @@ pub(super) fn written(journal: &Path) -> Vec<u8> {
     bytes
 }
 
+/// Removes all that is in the journal.
+pub(super) fn empty_journal(directory: &Path) {
+    let journal = File::options().write(true).open(journal(directory)).unwrap();
+    journal.set_len(0).unwrap();
+}
+
 pub(super) fn journal(directory: &Path) -> PathBuf {
     let files = fs::read_dir(directory.join("store"))
         .unwrap()
