@@ -43,7 +43,7 @@ impl<V> IdMap<V> {
         }
     }
 
-    /// Removes a key if its value is like this.
+    /// Removes a key if `is_removed` holds for its value.
     pub(super) fn remove_if(&mut self, key: &[u8; KEY], is_removed: impl FnOnce(&V) -> bool) {
         let part = self.part_of(key);
         if self.parts[part].get(key).is_some_and(is_removed) {
@@ -53,7 +53,7 @@ impl<V> IdMap<V> {
                 ids.shrink_to_fit();
             }
             self.len -= 1;
-            // Not at once, so that one id more and less is no work.
+            // With some slack, so that adding and removing one id in turn moves nothing.
             if self.len + 2 * PART < self.parts.len() * PART {
                 self.shrink();
             }

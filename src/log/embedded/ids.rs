@@ -32,9 +32,9 @@ use crate::log::{EventIdentity, IdWindow, KeepIds, LogRecord, Offset, ReadLimit,
 pub(super) const ID: usize = KEY + 8;
 /// Part of a broker's ids that is forgotten at once, when there are too many of all brokers.
 const PORTION: usize = 16;
-/// Ids that are forgotten at once, and those of the record that exceeds it.
+/// Ids that are forgotten at once. The last record may exceed it.
 const FORGOTTEN_AT_ONCE: usize = 4096;
-/// What looking at a broker costs, in forgotten ids.
+/// Number of ids that looking at a broker counts as.
 const LOOK: usize = 4;
 /// Part of a queue by which it grows.
 const GROWTH: usize = 8;
